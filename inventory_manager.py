@@ -1,0 +1,785 @@
+"""Every EC2 instance of an AWS account, through EC2 DescribeInstances and STS GetCallerIdentity.
+
+`InventoryManager` wraps the two calls on a boto3 session that it is given; which account is asked is decided by
+that session and nothing else. `InventoryManager.instances` lists one region; `InventoryManager.poll` asks many
+regions at once and says of each whether it answered in full.
+
+All times are timezone-aware and in UTC. Every failure is an `InventoryError` with the AWS error as its cause:
+an error never looks like an empty account.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    TokenRetrievalError,
+)
+from botocore.parsers import ResponseParserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import boto3
+    from mypy_boto3_ec2 import EC2Client
+    from mypy_boto3_ec2.type_defs import (
+        DescribeInstancesRequestTypeDef,
+        DescribeInstancesResultTypeDef,
+        InstanceTypeDef,
+        ReservationTypeDef,
+    )
+    from mypy_boto3_sts import STSClient
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CallerIdentity",
+    "CredentialsError",
+    "DeniedError",
+    "Instance",
+    "InventoryError",
+    "InventoryManager",
+    "MalformedResponseError",
+    "NotEnabledError",
+    "Poll",
+    "PollOutcome",
+    "RegionError",
+    "RegionOutcome",
+    "json_line",
+]
+
+logger = logging.getLogger(__name__)
+
+PAGE_SIZE = 1000
+"""Instances a page. The most DescribeInstances gives; without any, AWS calls the request "susceptible to throttling
+and timeouts"."""
+
+CLIENT_CONFIG = Config(
+    connect_timeout=5,  # seconds
+    read_timeout=30,  # seconds without a byte, not for the whole answer: a poll's deadline bounds that
+    # "standard" retries RequestLimitExceeded by its code; "legacy" only where it comes as HTTP 503.
+    retries={"mode": "standard", "total_max_attempts": 4},
+)
+
+PAGE_ATTEMPTS = 3
+"""How often an answer that cannot be understood is asked for, and a pagination that went astray is begun. botocore
+retries neither."""
+
+PAUSE = 0.5
+"""Seconds before the second of those attempts, doubled for each further one."""
+
+REGIONS_AT_ONCE = 16
+PAGES_AT_ONCE = 4
+"""Pages that wait for the reader of a poll. Together with one in each region's hands, this bounds its memory."""
+
+ALWAYS_ENABLED = frozenset(
+    {
+        *("us-east-1", "us-east-2", "us-west-1", "us-west-2", "ca-central-1", "sa-east-1"),
+        *("eu-central-1", "eu-north-1", "eu-west-1", "eu-west-2", "eu-west-3"),
+        *("ap-northeast-1", "ap-northeast-2", "ap-northeast-3", "ap-south-1", "ap-southeast-1", "ap-southeast-2"),
+    }
+)
+"""The regions of partition aws that every account has. All others are opt-in, as is every region added since 2019.
+https://docs.aws.amazon.com/accounts/latest/reference/manage-acct-regions.html"""
+
+# The codes that EC2 and STS use for one meaning.
+# https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
+EXPIRED_CODES = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
+REFUSED_CODES = frozenset(
+    {
+        "AuthFailure",
+        "IncompleteSignature",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    }
+)
+DENIED_CODES = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"})
+NOT_ENABLED_CODES = frozenset({"AuthFailure", "OptInRequired"})
+BAD_TOKEN_CODES = frozenset({"InvalidNextToken", "InvalidPaginationToken"})
+
+Record = dict[str, Any]
+"""One line of the log as a dictionary. Times in it are `datetime`, errors `InventoryError`: see `json_line`."""
+
+Answer = TypeVar("Answer")
+
+
+class InventoryError(Exception):
+    """Something that was asked of AWS was not answered in full.
+
+    `code` is AWS's error code, or a name of the same form. `message` says what happened, where, and what to do.
+    """
+
+    status: ClassVar[str] = "failed"
+    """What a region that ended with this error is recorded as."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class CredentialsError(InventoryError):
+    """There are no credentials, or AWS does not accept them."""
+
+
+class RegionError(InventoryError):
+    """No region was given, and the session has none."""
+
+
+class DeniedError(InventoryError):
+    """The credentials are good, but a policy denies the call."""
+
+    status = "denied"
+
+
+class NotEnabledError(InventoryError):
+    """The credentials are good, but the account has not enabled this region. It cannot have instances there."""
+
+    status = "not-enabled"
+
+
+class MalformedResponseError(InventoryError):
+    """An answer with HTTP status 200 that is not what the API promises."""
+
+
+@dataclass(frozen=True)
+class CallerIdentity:
+    """Whom AWS takes the session for, as GetCallerIdentity says."""
+
+    account: str
+    arn: str
+    user_id: str
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An EC2 instance as DescribeInstances gave it.
+
+    The names are the API's own in snake_case, the order is the record's. What AWS does not give, or leaves empty,
+    is None or an empty tuple.
+    """
+
+    RECORD: ClassVar[str] = "instance"
+
+    region: str
+    instance_id: str
+    state: str
+    """pending, running, shutting-down, terminated, stopping or stopped."""
+    name: str | None
+    """The value of the tag Name."""
+    instance_type: str | None
+    availability_zone: str | None
+    launch_time: datetime | None
+    """The last start, not the first."""
+    first_launch_time: datetime | None
+    """When the primary network interface was attached. None once that is gone."""
+    state_transition_reason: str | None
+    state_transition_time: datetime | None
+    """The time inside `state_transition_reason`, where it has one."""
+    private_ip_address: str | None
+    public_ip_address: str | None
+    ipv6_addresses: tuple[str, ...]
+    vpc_id: str | None
+    subnet_id: str | None
+    security_groups: tuple[str, ...]
+    """Ids."""
+    image_id: str | None
+    key_name: str | None
+    iam_instance_profile: str | None
+    """ARN."""
+    architecture: str | None
+    platform_details: str | None
+    tenancy: str | None
+    lifecycle: str
+    """on-demand (where AWS leaves it empty), spot, scheduled or capacity-block."""
+    owner_id: str | None
+    """The account that owns the reservation."""
+    reservation_id: str | None
+    volumes: tuple[str, ...]
+    """Ids."""
+    managed_by: str | None
+    """The principal of the AWS service that manages the instance."""
+    tags: Mapping[str, str]
+    details: Mapping[str, Any] = field(repr=False, compare=False)
+    """The whole item as the API gave it, under the API's own names."""
+
+
+@dataclass(frozen=True)
+class RegionOutcome:
+    """How the poll of one region ended."""
+
+    RECORD: ClassVar[str] = "region"
+
+    region: str
+    status: str
+    """ok, not-enabled, denied or failed."""
+    instances: int
+    """How many were given before the end, all of them only where `status` is ok."""
+    pages: int
+    seconds: float
+    error: InventoryError | None
+
+
+@dataclass(frozen=True)
+class PollOutcome:
+    """How a poll ended."""
+
+    RECORD: ClassVar[str] = "poll"
+
+    account: str | None = None
+    arn: str | None = None
+    user_id: str | None = None
+    complete: bool = False
+    """Whether every region that was asked answered in full. A region that is not enabled has answered."""
+    instances: int = 0
+    states: Mapping[str, int] = field(default_factory=dict)
+    regions: Mapping[str, int] = field(default_factory=dict)
+    """How many regions ended with each status."""
+    seconds: float = 0.0
+    version: str = __version__
+    error: InventoryError | None = None
+    """Why the poll as a whole failed or was ended. A single region's error is in its own outcome."""
+
+    @property
+    def answered(self) -> int:
+        """How many regions answered in full."""
+        return self.regions.get("ok", 0) + self.regions.get("not-enabled", 0)
+
+
+class InventoryManager:
+    """EC2 DescribeInstances and STS GetCallerIdentity on `session`, which stays as it was.
+
+    Any boto3 session will do: plain, of a profile, of an assumed role. Needs the permission ec2:DescribeInstances;
+    sts:GetCallerIdentity is granted to everybody. Does nothing until it is asked. May be used by several threads.
+    """
+
+    def __init__(self, session: boto3.Session) -> None:
+        self._session = session
+        self._session_lock = threading.Lock()  # clients are thread-safe, making them is not
+        self._sts: STSClient | None = None
+
+    def caller_identity(self) -> CallerIdentity:
+        """Who the session is, from STS GetCallerIdentity, which needs no permission.
+
+        STS is asked in the session's region; without one, in us-east-1, which every account has enabled. Raises CredentialsError where there
+        are no credentials or AWS refuses them, InventoryError where STS cannot be reached.
+        """
+        region = self._region() or "us-east-1"
+
+        def ask() -> CallerIdentity:
+            answer = self._sts_client(region).get_caller_identity()
+            return CallerIdentity(account=answer["Account"], arn=answer["Arn"], user_id=answer["UserId"])
+
+        return _understood(ask, "sts:GetCallerIdentity", region)
+
+    def available_regions(self) -> tuple[str, ...]:
+        """All EC2 regions in the partition of the session's region, that one first, enabled or not.
+
+        From botocore's own data, so it needs no permission and no request.
+        """
+        home = self._required_region()
+        try:
+            partition = self._session.get_partition_for_region(home)
+        except BotoCoreError as error:
+            raise _translated(error, "the partition", home) from error
+        return tuple(dict.fromkeys([home, *self._session.get_available_regions("ec2", partition_name=partition)]))
+
+    def instances(
+        self, region: str | None = None, filters: Mapping[str, str | Sequence[str]] | None = None
+    ) -> Iterator[Instance]:
+        """Every instance in `region` (default: the session's), in every state, each once, a page at a time.
+
+        Instances that AWS services manage are among them. `filters` are DescribeInstances' own, a name with a value
+        or several: `{"tag:Team": "payments", "instance-state-name": ["running", "stopped"]}`.
+
+        Raises InventoryError, at once or between two pages: what came before is not the whole region then.
+        """
+        region = region or self._required_region()
+        client = self._ec2_client(region)
+        try:
+            for page in self._pages(client, region, filters or {}):
+                yield from page
+        finally:
+            client.close()
+
+    def poll(
+        self, regions: Iterable[str] | None = None, *, all_regions: bool = False, deadline: float | None = None
+    ) -> Poll:
+        """A `Poll` of `regions` (default: the session's), or of all `available_regions`, up to 16 at once.
+
+        `deadline` is in seconds from now: what has not answered by then is recorded as failed. Without one, a server
+        that sends a byte now and then can keep a poll for ever.
+        """
+        names = tuple(dict.fromkeys(regions or ()))
+
+        def resolve() -> Sequence[str]:
+            # Asked when the poll runs and not before: the session's region may come from instance metadata.
+            return self.available_regions() if all_regions else names or (self._required_region(),)
+
+        return Poll(self, resolve, deadline)
+
+    def _region(self) -> str | None:
+        try:
+            return self._session.region_name
+        except BotoCoreError as error:  # a config file that is none, or a region that comes from instance metadata
+            raise _translated(error, "the session's region", None) from error
+
+    def _required_region(self) -> str:
+        region = self._region()
+        if not region:
+            raise RegionError("NoRegion", "no region: name one, or set AWS_REGION, or a region in ~/.aws/config")
+        return region
+
+    def _ec2_client(self, region: str) -> EC2Client:
+        try:
+            with self._session_lock:
+                return self._session.client("ec2", region_name=region, config=CLIENT_CONFIG)
+        except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint URL that is none
+            raise _translated(error, "ec2:DescribeInstances", region) from error
+
+    def _sts_client(self, region: str) -> STSClient:
+        with self._session_lock:
+            if self._sts is None:
+                self._sts = self._session.client("sts", region_name=region, config=CLIENT_CONFIG)
+            return self._sts
+
+    def _pages(
+        self, client: EC2Client, region: str, filters: Mapping[str, str | Sequence[str]]
+    ) -> Iterator[list[Instance]]:
+        """The region's instances page by page, without those that came before: AWS promises no snapshot over pages.
+
+        botocore's paginator would do, were it not that it goes round for ever on tokens t1, t2, t1, and takes
+        an answer without Reservations for an empty one.
+        """
+        request: DescribeInstancesRequestTypeDef = {
+            "MaxResults": PAGE_SIZE,
+            # Instances that AWS services run in the account: they are billed, and hidden by default.
+            "IncludeManagedResources": True,
+            "Filters": [
+                {"Name": name, "Values": [values] if isinstance(values, str) else list(values)}
+                for name, values in filters.items()
+            ],
+        }
+
+        def ask() -> tuple[list[Instance], str | None]:
+            page = client.describe_instances(**request)
+            return _instances(page, region), page.get("NextToken")
+
+        seen: set[str] = set()
+        tokens: set[str] = set()
+        begun = 1
+        while True:
+            try:
+                instances, token = _understood(ask, "ec2:DescribeInstances", region)
+                if token in tokens:
+                    raise InventoryError(
+                        "RepeatedToken", f"DescribeInstances in {region} goes round: it gave the same page token twice"
+                    )
+            except NotEnabledError as error:
+                raise self._confirmed(error, region) from error.__cause__
+            except InventoryError as error:
+                if error.code not in BAD_TOKEN_CODES | {"RepeatedToken"} or begun == PAGE_ATTEMPTS:
+                    raise
+                logger.warning("%s: %s; starting over", region, error)
+                time.sleep(PAUSE * 2 ** (begun - 1))
+                begun += 1
+                tokens.clear()
+                request.pop("NextToken", None)
+                continue
+            fresh = {instance.instance_id: instance for instance in instances if instance.instance_id not in seen}
+            seen.update(fresh)
+            yield list(fresh.values())
+            if not token:
+                return
+            tokens.add(token)
+            request["NextToken"] = token
+
+    def _confirmed(self, error: NotEnabledError, region: str) -> InventoryError:
+        """`error` if the account really has not enabled `region`, else what else it means.
+
+        EC2 answers dead credentials with the same code. So they must prove good now, not only when the poll began,
+        and it must be a region that an account can be without.
+        """
+        identity = self.caller_identity()
+        opt_in = identity.arn.startswith("arn:aws:") and region not in ALWAYS_ENABLED
+        if opt_in and region != self._region():
+            return error
+        return CredentialsError(
+            error.code,
+            f"EC2 in {region} refuses the credentials that STS accepts, in a region that cannot be disabled: is this "
+            "machine's clock right, is the account closed or not signed up for EC2?",
+        )
+
+
+class Poll:
+    """One poll of many regions. Iterate it once: it gives every Instance, each region's RegionOutcome after that
+    region's instances, and last the PollOutcome, whatever happens.
+
+    All requests are made by threads of its own, so that the reader waits for no socket, and neither a deadline nor
+    `cancel` has to. Iterating raises no InventoryError: the outcomes have them.
+    """
+
+    def __init__(
+        self, manager: InventoryManager, regions: Callable[[], Sequence[str]], deadline: float | None = None
+    ) -> None:
+        self.timestamp = datetime.now(timezone.utc).replace(microsecond=0)
+        """When the poll began."""
+        self.identity: CallerIdentity | None = None
+        self.regions: tuple[str, ...] = ()
+        """Those that are asked. Like `identity`, known before the first instance is given."""
+        self.outcome = PollOutcome()
+        """How the poll ended, once it has."""
+        self._manager = manager
+        self._resolve_regions = regions
+        self._deadline = deadline
+        self._began = time.monotonic()
+        self._tallies: dict[str, _Tally] = {}
+        self._states: Counter[str] = Counter()
+        self._events: SimpleQueue[_Started | _Page | _Ended | _Cancelled] = SimpleQueue()
+        self._stopped = threading.Event()
+        self._slots = threading.Semaphore(REGIONS_AT_ONCE)
+        self._room = threading.Semaphore(PAGES_AT_ONCE)
+
+    def cancel(self, error: InventoryError) -> None:
+        """End the poll with `error`: what has been read is still given, what has not been is recorded as failed.
+
+        May be called from any thread and from a signal handler: SimpleQueue.put is reentrant by contract.
+        """
+        self._events.put(_Cancelled(error))
+
+    def records(self, *, full: bool = False) -> Iterator[Record]:
+        """The lines of the log: what iterating gives, with the poll's timestamp and account.
+
+        `full` adds `details` to each instance.
+        """
+        for item in self:
+            account = self.identity.account if self.identity else None
+            yield to_record(item, timestamp=self.timestamp, account=account, full=full)
+
+    def __iter__(self) -> Iterator[Instance | RegionOutcome | PollOutcome]:
+        threading.Thread(target=self._conduct, name="poll", daemon=True).start()
+        outcomes: list[RegionOutcome] = []
+        failure: InventoryError | None = None
+        try:
+            while failure is None and (self.identity is None or self._tallies):
+                event = self._next_event()
+                if isinstance(event, _Page):
+                    yield from self._counted(event)
+                elif isinstance(event, _Ended):
+                    outcomes.append(self._region_outcome(event.region, event.error))
+                    yield outcomes[-1]
+                elif isinstance(event, _Cancelled):
+                    failure = event.error
+                else:
+                    self.identity = event.identity
+                    self.regions = tuple(event.tallies)
+                    self._tallies = dict(event.tallies)
+            for region in tuple(self._tallies):
+                outcomes.append(self._region_outcome(region, failure))
+                yield outcomes[-1]
+        finally:
+            self._stopped.set()
+        self.outcome = self._poll_outcome(outcomes, failure)
+        yield self.outcome
+
+    def _next_event(self) -> _Started | _Page | _Ended | _Cancelled:
+        left = None if self._deadline is None else self._began + self._deadline - time.monotonic()
+        try:
+            if left is not None and left <= 0:
+                raise Empty  # even if there is more to read: a slow reader, too, is held to the deadline
+            return self._events.get(timeout=left)
+        except Empty:
+            return _Cancelled(InventoryError("DeadlineExceeded", f"not done by the deadline of {self._deadline:g} s"))
+
+    def _counted(self, page: _Page) -> Iterator[Instance]:
+        tally = self._tallies[page.region]
+        tally.pages += 1
+        for instance in page.instances:
+            tally.instances += 1
+            self._states[instance.state] += 1
+            yield instance
+        self._room.release()
+
+    def _region_outcome(self, region: str, error: InventoryError | None) -> RegionOutcome:
+        tally = self._tallies.pop(region)
+        seconds = 0.0 if tally.began is None else _seconds_since(tally.began)
+        return RegionOutcome(region, error.status if error else "ok", tally.instances, tally.pages, seconds, error)
+
+    def _poll_outcome(self, outcomes: Sequence[RegionOutcome], failure: InventoryError | None) -> PollOutcome:
+        statuses = Counter(outcome.status for outcome in outcomes)
+        answered = statuses["ok"] + statuses["not-enabled"]
+        if failure is None and not answered:
+            failure = outcomes[0].error
+        return PollOutcome(
+            account=self.identity.account if self.identity else None,
+            arn=self.identity.arn if self.identity else None,
+            user_id=self.identity.user_id if self.identity else None,
+            complete=failure is None and answered == len(outcomes),
+            instances=self._states.total(),
+            states=dict(self._states),
+            regions={status: count for status, count in statuses.items() if count},
+            seconds=_seconds_since(self._began),
+            error=failure,
+        )
+
+    def _conduct(self) -> None:
+        """Find out who and where, then start a thread for each region. All clients are made here, in one thread."""
+        try:
+            tallies = {region: _Tally() for region in self._resolve_regions()}
+            self._events.put(_Started(self._manager.caller_identity(), tallies))
+            for region, tally in tallies.items():
+                self._slots.acquire()
+                if self._stopped.is_set():
+                    return
+                tally.began = time.monotonic()
+                try:
+                    client = self._manager._ec2_client(region)
+                except InventoryError as error:
+                    self._slots.release()
+                    self._events.put(_Ended(region, error))
+                else:
+                    threading.Thread(target=self._read, args=(client, region), name=region, daemon=True).start()
+        except InventoryError as error:
+            self.cancel(error)
+        except Exception as error:  # noqa: BLE001 - a bug: without this the reader would wait for ever
+            self.cancel(_internal(error))
+
+    def _read(self, client: EC2Client, region: str) -> None:
+        error: InventoryError | None = None
+        try:
+            for instances in self._manager._pages(client, region, {}):
+                while not self._room.acquire(timeout=1):
+                    if self._stopped.is_set():
+                        return
+                self._events.put(_Page(region, instances))
+        except InventoryError as failure:
+            error = failure
+        except Exception as bug:  # noqa: BLE001 - as above
+            error = _internal(bug)
+        finally:
+            client.close()
+            self._slots.release()
+            self._events.put(_Ended(region, error))
+
+
+@dataclass
+class _Tally:
+    """What has been given of a region so far."""
+
+    instances: int = 0
+    pages: int = 0
+    began: float | None = None
+    """When it was first asked, on the monotonic clock."""
+
+
+@dataclass(frozen=True)
+class _Started:
+    identity: CallerIdentity
+    tallies: Mapping[str, _Tally]
+
+
+@dataclass(frozen=True)
+class _Page:
+    region: str
+    instances: Sequence[Instance]
+
+
+@dataclass(frozen=True)
+class _Ended:
+    region: str
+    error: InventoryError | None
+
+
+@dataclass(frozen=True)
+class _Cancelled:
+    error: InventoryError
+
+
+def to_record(
+    item: Instance | RegionOutcome | PollOutcome, *, timestamp: datetime, account: str | None, full: bool = False
+) -> Record:
+    """`item` as a line of the log, for the poll that began at `timestamp` and asked as `account`."""
+    record: Record = {"timestamp": timestamp, "record": item.RECORD, "account": account}
+    record.update((name, getattr(item, name)) for name in _FIELDS[type(item)])
+    if full and isinstance(item, Instance):
+        record["details"] = item.details
+    return record
+
+
+_FIELDS = {
+    kind: [entry.name for entry in fields(kind) if entry.name not in {"account", "details"}]
+    for kind in (Instance, RegionOutcome, PollOutcome)
+}
+
+
+def json_line(record: Record) -> str:
+    """`record` as one line of ASCII JSON with its newline. No control character is left in it.
+
+    Times become ISO 8601 in UTC, errors an object of code and message.
+    """
+    # json escapes all below space and above "~", but not DEL
+    return json.dumps(record, default=_json_value).replace("\x7f", "\\u007f") + "\n"
+
+
+def _json_value(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
+    if isinstance(value, InventoryError):
+        return {"code": value.code, "message": value.message}
+    raise TypeError(f"{type(value).__name__} has no place in a record")
+
+
+def _instances(page: DescribeInstancesResultTypeDef, region: str) -> list[Instance]:
+    return [
+        _instance(item, reservation, region)
+        for reservation in page["Reservations"]  # not there: not an answer of EC2's, though perhaps good XML
+        for item in reservation["Instances"]
+    ]
+
+
+def _instance(item: InstanceTypeDef, reservation: ReservationTypeDef, region: str) -> Instance:
+    """The one place that knows the API's key names."""
+    placement = item.get("Placement", {})
+    interfaces = item.get("NetworkInterfaces", [])
+    attachments = [interface.get("Attachment", {}) for interface in interfaces]
+    tags = {tag["Key"]: tag.get("Value", "") for tag in item.get("Tags", [])}
+    reason = item.get("StateTransitionReason")
+    return Instance(
+        region=region,
+        instance_id=item["InstanceId"],
+        state=item["State"]["Name"],
+        name=tags.get("Name"),
+        instance_type=item.get("InstanceType") or None,
+        availability_zone=placement.get("AvailabilityZone") or None,
+        launch_time=item.get("LaunchTime"),
+        first_launch_time=next((each.get("AttachTime") for each in attachments if each.get("DeviceIndex") == 0), None),
+        state_transition_reason=reason or None,
+        state_transition_time=_transition_time(reason or ""),
+        private_ip_address=item.get("PrivateIpAddress") or None,
+        public_ip_address=item.get("PublicIpAddress") or None,
+        ipv6_addresses=_given(
+            address.get("Ipv6Address") for interface in interfaces for address in interface.get("Ipv6Addresses", [])
+        ),
+        vpc_id=item.get("VpcId") or None,
+        subnet_id=item.get("SubnetId") or None,
+        security_groups=_given(group.get("GroupId") for group in item.get("SecurityGroups", [])),
+        image_id=item.get("ImageId") or None,
+        key_name=item.get("KeyName") or None,
+        iam_instance_profile=item.get("IamInstanceProfile", {}).get("Arn") or None,
+        architecture=item.get("Architecture") or None,
+        platform_details=item.get("PlatformDetails") or None,
+        tenancy=placement.get("Tenancy") or None,
+        lifecycle=item.get("InstanceLifecycle") or "on-demand",
+        owner_id=reservation.get("OwnerId") or None,
+        reservation_id=reservation.get("ReservationId") or None,
+        volumes=_given(mapping.get("Ebs", {}).get("VolumeId") for mapping in item.get("BlockDeviceMappings", [])),
+        managed_by=item.get("Operator", {}).get("Principal") or None,
+        tags=tags,
+        details=cast("Mapping[str, Any]", item),
+    )
+
+
+def _given(values: Iterable[str | None]) -> tuple[str, ...]:
+    return tuple(value for value in values if value)
+
+
+def _transition_time(reason: str) -> datetime | None:
+    """The time in "User initiated (2021-10-04 14:13:33 GMT)", if there is one: some reasons have none."""
+    found = re.search(r"\((\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (?:GMT|UTC)\)", reason)
+    try:
+        return datetime.fromisoformat(f"{found[1]}+00:00") if found else None
+    except ValueError:  # a day that no calendar has
+        return None
+
+
+def _understood(ask: Callable[[], Answer], action: str, region: str) -> Answer:
+    """What `ask` returns. An answer that cannot be understood is asked for again; every failure is an InventoryError."""
+    for attempt in range(1, PAGE_ATTEMPTS + 1):
+        try:
+            return ask()
+        except (ClientError, BotoCoreError) as error:
+            raise _translated(error, action, region) from error
+        except (ResponseParserError, ValueError, KeyError) as error:
+            malformed = error
+            logger.warning("%s in %s: a malformed answer, attempt %d of %d", action, region, attempt, PAGE_ATTEMPTS)
+            if attempt < PAGE_ATTEMPTS:
+                time.sleep(PAUSE * 2 ** (attempt - 1))
+    # The parser's own message holds the whole answer, which may be anybody's: a proxy's page with the request in it.
+    flaw = f"has no {malformed}" if isinstance(malformed, KeyError) else f"cannot be read ({type(malformed).__name__})"
+    raise MalformedResponseError(
+        "MalformedResponse",
+        f"the answer to {action} in {region} {flaw}, {PAGE_ATTEMPTS} times: is something between here and AWS?",
+    ) from malformed
+
+
+CREDENTIALS_ERRORS = (
+    CredentialRetrievalError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    TokenRetrievalError,
+)
+
+
+def _translated(error: Exception, action: str, region: str | None) -> InventoryError:
+    """What an error of botocore's means to a person: what happened, where, what to do."""
+    where = f"{action} in {region}" if region else action
+    if isinstance(error, CREDENTIALS_ERRORS):
+        return CredentialsError(type(error).__name__, _clipped(str(error)))
+    if not isinstance(error, ClientError):
+        return InventoryError(type(error).__name__, f"{where}: {_clipped(str(error))}")
+
+    code = error.response.get("Error", {}).get("Code") or "Unknown"
+    message = error.response.get("Error", {}).get("Message") or ""
+    # With this code AWS repeats the signed request, session token and all.
+    said = "" if code == "SignatureDoesNotMatch" or not message else f" AWS says: {_clipped(message)}"
+    if code in EXPIRED_CODES:
+        return CredentialsError(
+            code, f"{where}: the credentials have expired, or this machine's clock is wrong (is NTP running?).{said}"
+        )
+    if code in NOT_ENABLED_CODES and action.startswith("ec2:"):
+        return NotEnabledError(code, f"{where}: the account has not enabled this region.{said}")
+    if code in REFUSED_CODES:
+        return CredentialsError(
+            code, f"{where}: AWS refuses the credentials: they are revoked, or this machine's clock is wrong.{said}"
+        )
+    if code in DENIED_CODES:
+        return DeniedError(
+            code,
+            f"{where}: denied. The role needs the permission {action}. If it has it, a service control policy, "
+            f"a permissions boundary or a VPC endpoint's policy denies it here.{said}",
+        )
+    return InventoryError(code, f"{where}: AWS answers {code}.{said}")
+
+
+def _internal(error: Exception) -> InventoryError:
+    logger.error("an unforeseen error: please report it", exc_info=error)
+    return InventoryError("InternalError", f"an unforeseen {type(error).__name__}: the log of errors has more")
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
+def _seconds_since(began: float) -> float:
+    return round(time.monotonic() - began, 3)

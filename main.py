@@ -1,0 +1,541 @@
+#!/usr/bin/env python3
+"""Print a timestamped record of every EC2 instance of the AWS account that this machine belongs to.
+
+The entry point of the hourly cron job: it makes a session from instance-metadata credentials, polls, and writes the
+records to standard output, as JSON Lines or, on a terminal, as a table. Diagnostics go to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import json
+import logging
+import os
+import shutil
+import signal
+import stat
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, timezone
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import TracebackType
+
+
+class Diagnostics(logging.Handler):
+    """Standard error: sentences on a terminal, else JSON Lines, so that a log that takes both streams stays one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if sys.stderr is None:  # closed: descriptor 2 may be anything by now, a connection to AWS among them
+            return
+        line = {
+            "timestamp": datetime.fromtimestamp(int(record.created), timezone.utc).isoformat().replace("+00:00", "Z"),
+            "record": "log",
+            "level": record.levelname,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = logging.Formatter().formatException(record.exc_info)
+        with suppress(OSError):  # there is nowhere left to say it
+            if sys.stderr.isatty():
+                text = "\n".join(printable(part) for part in line.get("traceback", "").splitlines())
+                # Not past Python's stream: the progress display draws on it, too.
+                sys.stderr.write(f"{line['level'].lower()}: {printable(line['message'])}\n{text and text + chr(10)}")
+                sys.stderr.flush()
+            else:
+                write(sys.stderr.fileno(), json.dumps(line) + "\n")
+
+
+def report_crash(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Stands in for Python's own traceback."""
+    logging.basicConfig(handlers=[Diagnostics()], force=True)
+    logging.getLogger(__name__).critical("crashed: %s", kind.__name__, exc_info=(kind, error, traceback))
+
+
+def write(descriptor: int, text: str) -> None:
+    """Append `text` in one write, which no other process's line can split. Unbuffered: what is written is written."""
+    data = text.encode()
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def printable(text: str) -> str:
+    """`text` without what drives a terminal: control characters, line ends and bidi controls become escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+if __name__ == "__main__":
+    sys.excepthook = report_crash  # before the imports that a broken installation fails at
+
+import boto3
+import botocore.session
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import CredentialResolver, InstanceMetadataProvider
+from botocore.exceptions import (
+    BotoCoreError,
+    ConnectTimeoutError,
+    CredentialRetrievalError,
+    EndpointConnectionError,
+    MetadataRetrievalError,
+    ProfileNotFound,
+    ReadTimeoutError,
+)
+from botocore.httpsession import URLLib3Session
+from botocore.utils import IMDSFetcher, resolve_imds_endpoint_mode
+
+from inventory_manager import (
+    InventoryError,
+    InventoryManager,
+    Poll,
+    PollOutcome,
+    Record,
+    __version__,
+    json_line,
+    to_record,
+)
+
+logger = logging.getLogger("main")
+
+EXIT_COMPLETE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INCOMPLETE = 3
+EXIT_OUTPUT = 74
+"""EX_IOERR of sysexits.h."""
+
+DEADLINE = 50 * 60
+"""Seconds. Under the hour, so that a poll that hangs is over before the next begins."""
+
+METADATA_TIMEOUT = 2
+METADATA_ATTEMPTS = 3
+METADATA_PAUSE = 0.5
+"""Seconds between those attempts."""
+
+STATIC_STABILITY = timedelta(minutes=15)
+"""How much longer credentials are used that the metadata service gives though they have expired, as the AWS SDKs do:
+AWS accepts them while the service that renews them is down."""
+
+
+class UsageError(Exception):
+    """What was asked for makes no sense."""
+
+
+class OutputError(Exception):
+    """Standard output takes no more."""
+
+
+class InstanceMetadata:
+    """The instance metadata service, by IMDSv2 alone: the source of the credentials, and the last of the region.
+
+    botocore's own fetcher tries once for a second and says neither what failed nor why.
+    """
+
+    def __init__(self, session: botocore.session.Session) -> None:
+        endpoint = session.get_config_variable("ec2_metadata_service_endpoint")
+        mode = resolve_imds_endpoint_mode(session)
+        self._base_url = (
+            IMDSFetcher(config={"ec2_metadata_service_endpoint": endpoint, "ec2_metadata_service_endpoint_mode": mode})
+            .get_base_url()
+            .rstrip("/")
+        )
+        # Never by a proxy: it would be told its own machine's credentials.
+        self._http = URLLib3Session(timeout=METADATA_TIMEOUT, proxies={})
+        self._region: str | None = None
+
+    def provide(self) -> str:
+        """The region, as botocore's configuration asks for it."""
+        if self._region is None:
+            self._region = self._get("placement/region", MetadataRetrievalError)
+        return self._region
+
+    def retrieve_iam_role_credentials(self) -> dict[str, str]:
+        """The credentials of the instance's role, as botocore's InstanceMetadataProvider asks for them, also again."""
+
+        def failed(error_msg: str) -> BotoCoreError:
+            return CredentialRetrievalError(provider="instance metadata", error_msg=error_msg)
+
+        role = self._get("iam/security-credentials/", failed)
+        try:
+            answer = json.loads(self._get(f"iam/security-credentials/{role}", failed))
+            if answer.get("Code") != "Success":
+                raise failed(
+                    f"role {role}: {answer.get('Code')}: {answer.get('Message')}. Does the role's trust policy "
+                    "let ec2.amazonaws.com assume it?"
+                )
+            expiry = datetime.fromisoformat(answer["Expiration"].replace("Z", "+00:00"))
+            now = datetime.now(timezone.utc)
+            if expiry <= now:
+                logger.warning("the instance metadata's credentials expired at %s and are used all the same", expiry)
+                expiry = now + STATIC_STABILITY
+            return {
+                "role_name": role,
+                "access_key": answer["AccessKeyId"],
+                "secret_key": answer["SecretAccessKey"],
+                "token": answer["Token"],
+                "expiry_time": expiry.isoformat(),
+            }
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            # not from the error: its text may be the answer, and that is a secret
+            raise failed(f"what is given for role {role} are no credentials ({type(error).__name__})") from None
+
+    def _get(self, path: str, failed: Callable[..., BotoCoreError]) -> str:
+        for attempt in range(1, METADATA_ATTEMPTS + 1):
+            try:
+                token = self._ask("PUT", "api/token", {"x-aws-ec2-metadata-token-ttl-seconds": "300"})
+                return self._ask("GET", f"meta-data/{path}", {"x-aws-ec2-metadata-token": token})
+            except MetadataError as error:
+                if attempt == METADATA_ATTEMPTS:
+                    raise failed(error_msg=str(error)) from error
+                time.sleep(METADATA_PAUSE)
+        raise AssertionError("not reached")
+
+    def _ask(self, method: str, path: str, headers: dict[str, str]) -> str:
+        if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+            raise MetadataError("AWS_EC2_METADATA_DISABLED forbids it: unset that, or name a profile with --profile")
+        url = f"{self._base_url}/latest/{path}"
+        try:
+            response = self._http.send(AWSRequest(method=method, url=url, headers=headers).prepare())
+        except ReadTimeoutError:
+            raise MetadataError(f"{self._base_url} does not answer within {METADATA_TIMEOUT} s") from None
+        except (ConnectTimeoutError, EndpointConnectionError) as error:
+            raise MetadataError(
+                f"there is no instance metadata service at {self._base_url} ({type(error).__name__}). "
+                "Not on EC2? Then name a profile with --profile"
+            ) from error
+        except BotoCoreError as error:
+            raise MetadataError(str(error)) from error
+        if response.status_code == 404 and path.endswith("security-credentials/"):
+            raise MetadataError("this instance has no IAM role: attach an instance profile to it")
+        if method == "PUT" and response.status_code != 200:
+            raise MetadataError(
+                f"{self._base_url} refuses an IMDSv2 token (HTTP {response.status_code}): is it enabled for this "
+                "instance, and in a container, is its hop limit at least 2?"
+            )
+        if response.status_code != 200 or not response.text.strip():
+            raise MetadataError(f"{url} answers HTTP {response.status_code} with {len(response.content)} bytes")
+        return str(response.text).strip()
+
+
+class MetadataError(Exception):
+    """The instance metadata service did not give what it was asked for."""
+
+
+def make_session(profile: str | None, regions: Sequence[str]) -> boto3.Session:
+    """A session with credentials from instance metadata and from nowhere else, renewed for as long as it is used.
+
+    Its region: AWS_REGION, AWS_DEFAULT_REGION, ~/.aws/config, else the instance's own. With `profile`, for use away
+    from EC2, credentials and region are that profile's. Raises UsageError if it, or a region, does not exist.
+    """
+    # botocore by itself knows only the second of the two variables.
+    variables: dict[str, Any] = {"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)}
+    if not profile:
+        # No say for profiles and keys in the environment or in files: not even for a broken one.
+        variables["profile"] = (None, None, None, None)
+        variables["credentials_file"] = (None, None, os.devnull, None)
+    session = botocore.session.Session(session_vars=variables, profile=profile)
+    try:
+        configured = session.get_config_variable("region")
+    except ProfileNotFound as error:
+        raise UsageError(f"--profile: {error}") from error
+    check_regions(session, regions or filter(None, [configured]))
+    if not profile:
+        metadata = InstanceMetadata(session)
+        provider = InstanceMetadataProvider(metadata)  # type: ignore[arg-type]  # has the one method that is called
+        session.register_component("credential_provider", CredentialResolver([provider]))
+        if configured is None:
+            session.get_component("config_store").set_config_provider("region", metadata)
+    return boto3.Session(botocore_session=session)
+
+
+def check_regions(session: botocore.session.Session, names: Iterable[str]) -> None:
+    """Raise UsageError if there is no such region in any partition."""
+    known = [
+        region
+        for partition in session.get_available_partitions()
+        for region in session.get_available_regions("ec2", partition)
+    ]
+    for name in names:
+        if name not in known:
+            # Two letters changed places ("us-esat-1"): to difflib us-west-1 would be as near.
+            anagrams = [region for region in known if sorted(region) == sorted(name)]
+            nearest = (anagrams or get_close_matches(name, known, n=1, cutoff=0) or known)[0]
+            raise UsageError(
+                f"there is no region {name!r}: did you mean {nearest}? (A newer one needs a newer botocore.)"
+            )
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+    def print_help(self, file: object = None) -> None:
+        output(self.format_help())
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(prog="main.py", description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--region",
+        action="append",
+        default=[],
+        help="poll this region; may be repeated (default: the configured region, else the instance's own)",
+    )
+    where.add_argument("--all-regions", action="store_true", help="poll every region of the partition, enabled or not")
+    parser.add_argument(
+        "--format",
+        choices=["auto", "table", "json"],
+        default="auto",
+        help="auto: a table on a terminal, else JSON Lines",
+    )
+    parser.add_argument("--full", action="store_true", help="add to each instance all that the API says of it")
+    parser.add_argument(
+        "--deadline",
+        type=seconds,
+        default=DEADLINE,
+        metavar="SECONDS",
+        help=f"record as failed what has not answered by then (default: {DEADLINE})",
+    )
+    parser.add_argument("--profile", metavar="NAME", help="use a profile of ~/.aws in place of instance metadata")
+    parser.add_argument("--verbose", action="store_true", help="say more on standard error")
+    parser.add_argument("--version", action="store_true", help="say which version this is, and nothing else")
+    return parser.parse_args(argv)
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= threading.TIMEOUT_MAX:
+        raise ValueError
+    return value
+
+
+@contextmanager
+def cancelled_by_signals(poll: Poll) -> Iterator[list[signal.Signals]]:
+    """Let SIGINT, SIGTERM and SIGHUP cancel the poll. Gives the list of those that came. A second one kills."""
+    received: list[signal.Signals] = []
+
+    def cancel(number: int, frame: object) -> None:
+        received.append(signal.Signals(number))
+        signal.signal(number, signal.SIG_DFL)
+        poll.cancel(InventoryError(received[-1].name, f"ended by {received[-1].name}"))
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup and background jobs have it
+            signal.signal(number, cancel)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def report(record: Record) -> None:
+    """Say on standard error what of the poll went wrong."""
+    error = record.get("error")
+    if record["record"] == "region" and error:
+        level = logging.INFO if record["status"] == "not-enabled" else logging.ERROR
+        logger.log(level, "%s: %s: %s", record["region"], record["status"], error)
+    elif record["record"] == "poll" and error and record["regions"].keys() <= {"ok", "not-enabled"}:
+        logger.error("%s", error)
+
+
+def output(text: str) -> None:
+    try:
+        if sys.stdout is None:  # closed: its descriptor may be anything by now
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        write(sys.stdout.fileno(), text)
+    except OSError as error:
+        raise OutputError(f"standard output cannot be written: {error.strerror}") from error
+
+
+def finish_torn_line() -> None:
+    """End a line that a full disk or a crash has left half written, so that no record of ours is joined to it.
+
+    Looked at twice: another process's line is seen half written while it is on its way into the file.
+    """
+
+    def torn() -> bool:
+        with open(f"/proc/self/fd/{sys.stdout.fileno()}", "rb") as log:
+            return log.seek(0, os.SEEK_END) > 0 and log.seek(-1, os.SEEK_END) >= 0 and log.read(1) != b"\n"
+
+    with suppress(OSError):  # not a file, or not ours to read
+        if stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode) and torn():
+            time.sleep(0.1)
+            if torn():
+                output("\n")
+
+
+def failed_poll(error: InventoryError) -> None:
+    """Write the poll line of a run that did not come to poll."""
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    output(json_line(to_record(PollOutcome(error=error), timestamp=now, account=None)))
+
+
+@contextmanager
+def progress(poll: Poll) -> Iterator[Callable[[Record], None]]:
+    """On a terminal, show on standard error how far the poll is, as it is told of each record."""
+    if not (on_terminal(sys.stderr) and find_spec("rich")):
+        yield lambda record: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = [SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"), TimeElapsedColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        task = display.add_task("asking who we are", total=None)
+        instances = regions = 0
+
+        def advance(record: Record) -> None:
+            nonlocal instances, regions
+            instances += record["record"] == "instance"
+            regions += record["record"] == "region"
+            display.update(
+                task,
+                total=len(poll.regions),
+                completed=regions,
+                description=f"{regions} of {len(poll.regions)} regions, {instances:,} instances",
+            )
+
+        yield advance
+
+
+STATE_STYLES = {"running": "green", "stopped": "yellow", "terminated": "bright_black"}
+
+COLUMNS: dict[str, Callable[[Record], str | None]] = {
+    "name": lambda instance: instance["name"],
+    "instance_id": lambda instance: instance["instance_id"],
+    "state": lambda instance: instance["state"],
+    "type": lambda instance: instance["instance_type"],
+    "zone": lambda instance: instance["availability_zone"] or instance["region"],
+    "private_ip": lambda instance: instance["private_ip_address"] or next(iter(instance["ipv6_addresses"]), None),
+    "public_ip": lambda instance: instance["public_ip_address"],
+    "launched": lambda instance: instance["launch_time"] and f"{instance['launch_time']:%Y-%m-%d %H:%M}",
+}
+DISPENSABLE = ("launched", "public_ip", "type", "zone", "private_ip")
+"""The columns that a narrow window goes without, first the first. A shortened address would be a wrong one."""
+
+NAME_WIDTH = 16
+"""What is left of a long name, at the least."""
+
+
+def table(records: Sequence[Record]) -> str:
+    """The poll for a person: a table that fits the window, where there is one, and a line that sums it up."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    instances = sorted(
+        (record for record in records if record["record"] == "instance"),
+        key=lambda instance: (instance["region"], instance["name"] or "", instance["instance_id"]),
+    )
+    cells = {
+        column: [Text(printable(value(instance) or "-")) for instance in instances] for column, value in COLUMNS.items()
+    }
+    widths = {column: max([len(column), *(text.cell_len for text in texts)]) for column, texts in cells.items()}
+    window = shutil.get_terminal_size().columns if on_terminal(sys.stdout) else sum(widths.values()) + 2 * len(widths)
+    for column in DISPENSABLE:
+        if sum(widths.values()) - widths["name"] + min(widths["name"], NAME_WIDTH) + 2 * (len(widths) - 1) > window:
+            del widths[column]
+
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column, width in widths.items():
+        grid.add_column(column, no_wrap=True, overflow="ellipsis", min_width=None if column == "name" else width)
+    for row, instance in enumerate(instances):
+        grid.add_row(*(cells[column][row] for column in widths), style=STATE_STYLES.get(instance["state"]))
+    paper = io.StringIO()
+    if instances:
+        Console(file=paper, width=window, force_terminal=on_terminal(sys.stdout)).print(grid)
+    lines = [*paper.getvalue().splitlines(), summary(records[-1])]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def summary(poll: Record) -> str:
+    states = ", ".join(f"{count:,} {state}" for state, count in sorted(poll["states"].items()))
+    regions = sum(poll["regions"].values())
+    return (
+        f"{poll['timestamp']:%Y-%m-%d %H:%M:%S} UTC: account {poll['account'] or 'unknown'}, "
+        f"{regions} {'region' if regions == 1 else 'regions'}, {poll['instances']:,} instances"
+        f"{f' ({states})' if states else ''}, {poll['seconds']:.1f} s: {'complete' if poll['complete'] else 'INCOMPLETE'}"
+    )
+
+
+def on_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
+
+
+def exit_code(outcome: PollOutcome, signals: Sequence[signal.Signals]) -> int:
+    if outcome.complete:
+        return EXIT_COMPLETE
+    if signals:
+        return 128 + signals[0]
+    return EXIT_INCOMPLETE if outcome.answered else EXIT_FAILED
+
+
+def run(asked: argparse.Namespace, as_table: bool) -> int:
+    session = make_session(asked.profile, asked.region)
+    poll = InventoryManager(session).poll(asked.region, all_regions=asked.all_regions, deadline=asked.deadline)
+    records: list[Record] = []
+    with cancelled_by_signals(poll) as signals, progress(poll) as advance:
+        for record in poll.records(full=asked.full):
+            if as_table:
+                records.append(record)
+            else:
+                output(json_line(record))
+            report(record)
+            advance(record)
+    if as_table:
+        output(table(records))
+    return exit_code(poll.outcome, signals)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    logging.basicConfig(handlers=[Diagnostics()], format="%(message)s", force=True)
+    logging.captureWarnings(True)
+    as_table = on_terminal(sys.stdout)
+    try:
+        output("")  # before anything is asked: is it closed?
+        try:
+            asked = arguments(argv)
+            if asked.version:
+                output(f"main.py {__version__}\n")
+                return EXIT_COMPLETE
+            if asked.verbose:
+                logger.setLevel(logging.INFO)
+                logging.getLogger("inventory_manager").setLevel(logging.INFO)
+            if asked.format != "auto":
+                as_table = asked.format == "table"
+            if as_table and not find_spec("rich"):
+                raise UsageError("a table needs rich: pip install rich, or ask for --format json")
+            if not as_table:
+                finish_torn_line()
+            return run(asked, as_table)
+        except UsageError as error:
+            code, failure = EXIT_USAGE, InventoryError("Usage", str(error))
+            logger.error("%s", error)
+        except BotoCoreError as error:  # settings that make no session: a config file that is none, say
+            code, failure = EXIT_FAILED, InventoryError(type(error).__name__, str(error))
+            logger.error("%s", error)
+        except OutputError:
+            raise
+        except Exception as error:
+            code, failure = EXIT_FAILED, InventoryError("InternalError", f"an unforeseen {type(error).__name__}")
+            logger.critical("an unforeseen error: please report it", exc_info=True)
+        if not as_table:
+            failed_poll(failure)
+        return code
+    except OutputError as error:
+        logger.error("%s", error)
+        return EXIT_OUTPUT
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,59 @@
+"""An HTTP server on a free port of loopback, for as long as a with statement."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Keeps connections open between requests, logs nothing."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def answer(self, status: int, content_type: str, body: bytes, content_length: int | None = None) -> None:
+        """Send this, claiming `content_length` where that is not the truth."""
+        self.close_connection = content_length is not None
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body) if content_length is None else content_length))
+            self.end_headers()
+            self.wfile.write(body)
+        except OSError:
+            self.close_connection = True  # nobody waited for it
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+
+class LoopbackService:
+    """What serves requests with the class that `handler` gives, at `url`."""
+
+    url: str
+
+    def handler(self) -> type[Handler]:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        self._server = Server(("127.0.0.1", 0), self.handler())
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
