@@ -535,8 +535,8 @@ class Poll:
             user_id=self.identity.user_id if self.identity else None,
             complete=failure is None and answered == len(outcomes),
             instances=self._states.total(),
-            states=dict(self._states),
-            regions={status: count for status, count in statuses.items() if count},
+            states=dict(sorted(self._states.items())),
+            regions=dict(sorted((+statuses).items())),
             seconds=_seconds_since(self._began),
             error=failure,
         )

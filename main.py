@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import TracebackType
 
+    from rich.text import Text
+
 
 class Diagnostics(logging.Handler):
     """Standard error: sentences on a terminal, else JSON Lines, so that a log that takes both streams stays one."""
@@ -420,7 +422,7 @@ COLUMNS: dict[str, Callable[[Record], str | None]] = {
     "public_ip": lambda instance: instance["public_ip_address"],
     "launched": lambda instance: instance["launch_time"] and f"{instance['launch_time']:%Y-%m-%d %H:%M}",
 }
-DISPENSABLE = ("launched", "public_ip", "type", "zone", "private_ip")
+DISPENSABLE = ("launched", "public_ip", "type", "zone", "private_ip", "state")
 """The columns that a narrow window goes without, first the first. A shortened address would be a wrong one."""
 
 NAME_WIDTH = 16
@@ -442,28 +444,39 @@ def table(records: Sequence[Record]) -> str:
     }
     widths = {column: max([len(column), *(text.cell_len for text in texts)]) for column, texts in cells.items()}
     window = shutil.get_terminal_size().columns if on_terminal(sys.stdout) else sum(widths.values()) + 2 * len(widths)
+
+    def left_for_the_name() -> int:
+        return window - sum(width + 2 for column, width in widths.items() if column != "name")
+
     for column in DISPENSABLE:
-        if sum(widths.values()) - widths["name"] + min(widths["name"], NAME_WIDTH) + 2 * (len(widths) - 1) > window:
+        if left_for_the_name() < min(widths["name"], NAME_WIDTH):
             del widths[column]
+    widths["name"] = min(widths["name"], left_for_the_name())
 
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column, width in widths.items():
-        grid.add_column(column, no_wrap=True, overflow="ellipsis", min_width=None if column == "name" else width)
+        grid.add_column(column, no_wrap=True, overflow="ellipsis", width=width)
     for row, instance in enumerate(instances):
         grid.add_row(*(cells[column][row] for column in widths), style=STATE_STYLES.get(instance["state"]))
     paper = io.StringIO()
+    console = Console(file=paper, width=window, force_terminal=on_terminal(sys.stdout))
     if instances:
-        Console(file=paper, width=window, force_terminal=on_terminal(sys.stdout)).print(grid)
-    lines = [*paper.getvalue().splitlines(), summary(records[-1])]
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+        console.print(grid)
+    last = records[-1]
+    console.print(summary(last), style=None if last["complete"] else "bold red", soft_wrap=not on_terminal(sys.stdout))
+    return "".join(f"{line.rstrip()}\n" for line in paper.getvalue().splitlines())
 
 
-def summary(poll: Record) -> str:
+def summary(poll: Record) -> Text:
+    from rich.text import Text
+
+    def counted(count: int, noun: str) -> str:
+        return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
     states = ", ".join(f"{count:,} {state}" for state, count in sorted(poll["states"].items()))
-    regions = sum(poll["regions"].values())
-    return (
-        f"{poll['timestamp']:%Y-%m-%d %H:%M:%S} UTC: account {poll['account'] or 'unknown'}, "
-        f"{regions} {'region' if regions == 1 else 'regions'}, {poll['instances']:,} instances"
+    return Text(
+        f"{poll['timestamp']:%Y-%m-%d %H:%M:%S} UTC: account {printable(poll['account'] or 'unknown')}, "
+        f"{counted(sum(poll['regions'].values()), 'region')}, {counted(poll['instances'], 'instance')}"
         f"{f' ({states})' if states else ''}, {poll['seconds']:.1f} s: {'complete' if poll['complete'] else 'INCOMPLETE'}"
     )
 
@@ -500,7 +513,7 @@ def run(asked: argparse.Namespace, as_table: bool) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(handlers=[Diagnostics()], format="%(message)s", force=True)
     logging.captureWarnings(True)
-    as_table = on_terminal(sys.stdout)
+    as_table = on_terminal(sys.stdout)  # until it is known what was asked for
     try:
         output("")  # before anything is asked: is it closed?
         try:
@@ -511,10 +524,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if asked.verbose:
                 logger.setLevel(logging.INFO)
                 logging.getLogger("inventory_manager").setLevel(logging.INFO)
-            if asked.format != "auto":
-                as_table = asked.format == "table"
-            if as_table and not find_spec("rich"):
-                raise UsageError("a table needs rich: pip install rich, or ask for --format json")
+            if asked.format == "table" and not find_spec("rich"):
+                raise UsageError("--format table needs rich: pip install rich")
+            as_table = asked.format == "table" or (
+                asked.format == "auto" and as_table and find_spec("rich") is not None
+            )
             if not as_table:
                 finish_torn_line()
             return run(asked, as_table)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -47,15 +47,15 @@ class Group:
 STATE_CODES = {"pending": 0, "shutting-down": 32, "stopping": 64}
 """Those that moto passes through too fast to be seen."""
 
+BATCH = Group(HOME, "c7g.4xlarge", {"Name": "batch", "Team": "data"}, spot=True, age=timedelta(hours=2))
+
 FLEET = (
     Group(HOME, "m7g.large", {"Name": "web", "Team": "shop"}, count=4, public=True, age=timedelta(days=12)),
     Group(HOME, "r7g.xlarge", {"Name": "orders-db", "Team": "payments", "Backup": "daily"}, age=timedelta(days=400)),
     Group(HOME, "t4g.nano", {"Name": "inventory", "Team": "platform"}, age=timedelta(days=90)),
     Group(HOME, "t3.medium", {}, count=2, state="stopped", age=timedelta(days=200)),
-    Group(HOME, "c7g.4xlarge", {"Name": "batch", "Team": "data"}, count=3, spot=True, age=timedelta(hours=2)),
-    Group(
-        HOME, "c7g.4xlarge", {"Name": "batch", "Team": "data"}, state="terminated", spot=True, age=timedelta(hours=3)
-    ),
+    replace(BATCH, count=3),
+    replace(BATCH, state="terminated"),
     Group("us-east-1", "m5.2xlarge", {"Name": "analytics", "Team": "data"}, count=2, key_name="ops"),
     Group("us-east-1", "t3.micro", {"Name": 'Bob\'s "test" box\n(do not delete!)', "Owner": "Bob"}, key_name="ops"),
     Group("us-east-1", "t3.micro", {"Name": "starting"}, state="pending", age=timedelta(seconds=20)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from dataclasses import dataclass, field
@@ -120,6 +121,17 @@ def page(*instances: str, token: str | None = None, per_reservation: int = 1) ->
         f"<reservationSet>{reservations}</reservationSet>"
         f"{f'<nextToken>{token}</nextToken>' if token else ''}</DescribeInstancesResponse>"
     )
+
+
+def endless() -> Callable[[Request], str]:
+    """A script of pages with one instance each that never end."""
+    numbers = itertools.count()
+
+    def answer(request: Request) -> str:
+        number = next(numbers)
+        return page(an_instance(number), token=f"t{number}")
+
+    return answer
 
 
 def an_instance(

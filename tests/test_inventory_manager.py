@@ -21,6 +21,7 @@ from scripted_aws import (
     an_instance,
     caller_identity,
     ec2_error,
+    endless,
     page,
     sts_error,
 )
@@ -100,10 +101,10 @@ def test_filters_work(account: EmulatedAWS, session: Sessions) -> None:
 
 def test_nothing_is_asked_before_it_is_needed(script: Scripts, session: Sessions) -> None:
     """Neither the constructor nor the call of instances() asks AWS, and a page is asked for when it is wanted."""
-    aws = script(lambda request: page(an_instance(len(aws.requests)), token=f"t{len(aws.requests)}"))
+    aws = script(endless())
     instances = InventoryManager(session(aws)).instances()
     assert aws.requests == []
-    assert [next(instances).instance_id[-1] for _ in range(3)] == ["1", "2", "3"]
+    assert [next(instances).instance_id[-1] for _ in range(3)] == ["0", "1", "2"]
     assert len(aws.requests) == 3
 
 
@@ -384,7 +385,7 @@ def test_a_malformed_answer_that_passes(body: str, script: Scripts, session: Ses
 @pytest.mark.parametrize("status", [400, 503])
 def test_throttling_is_waited_out(status: int, script: Scripts, session: Sessions) -> None:
     """RequestLimitExceeded is tried again, whichever HTTP status it comes with."""
-    aws = script(
+    aws: ScriptedAWS = script(
         lambda request: (
             ec2_error("RequestLimitExceeded", status=status) if len(aws.requests) < 3 else page(an_instance())
         )
@@ -549,7 +550,7 @@ def test_at_most_16_regions_at_once(session: Sessions, script: Scripts) -> None:
 
 def test_a_slow_reader_bounds_what_is_read(session: Sessions, script: Scripts) -> None:
     """Pages are not fetched far ahead of a reader that does not come for them."""
-    aws = script(lambda request: page(an_instance(len(aws.requests)), token=f"t{len(aws.requests)}"))
+    aws = script(endless())
     items = iter(InventoryManager(session(aws)).poll())
     next(items)
     time.sleep(1.5)
@@ -574,7 +575,7 @@ def test_cancel(session: Sessions, script: Scripts) -> None:
 
 def test_an_abandoned_poll_ends(session: Sessions, script: Scripts) -> None:
     """A reader who goes away leaves no thread behind."""
-    aws = script(lambda request: page(an_instance(len(aws.requests)), token=f"t{len(aws.requests)}"))
+    aws = script(endless())
     items = iter(InventoryManager(session(aws)).poll(["eu-north-1"]))
     next(items)
     items.close()  # type: ignore[attr-defined]  # a generator

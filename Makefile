@@ -1,0 +1,37 @@
+# The commands that a person types. PYTHON names the Python to use; each has a virtual environment of its own.
+PYTHON ?= python3
+VENV ?= .venv
+
+.PHONY: demo test check requirements clean
+
+# Two polls of an emulated account, appended to demo.log as cron does, then the table that a person sees.
+demo: $(VENV)/ready
+	@$(VENV)/bin/python tests/demo.py
+
+test: $(VENV)/ready
+	$(VENV)/bin/python -m pytest -n auto
+
+check: $(VENV)/ready
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+clustermanager.zip: inventory_manager.py main.py
+	rm -f $@
+	zip -r $@ $^
+
+# Pins the newest versions that pyproject.toml's ranges allow, with hashes, for every Python from 3.10 up.
+COMPILE = UV_PYTHON_DOWNLOADS=never UV_CUSTOM_COMPILE_COMMAND="make requirements" $(VENV)/bin/uv pip compile \
+	--quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-emit-index-url --extra terminal
+requirements: $(VENV)/ready
+	$(COMPILE) pyproject.toml --output-file requirements.txt
+	$(COMPILE) pyproject.toml --group test --constraint requirements.txt --output-file tests/requirements.txt
+
+clean:
+	rm -rf $(VENV) demo.log clustermanager.zip
+
+$(VENV)/ready: tests/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
+	@touch $@
