@@ -16,6 +16,7 @@ import re
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from queue import Empty, SimpleQueue
@@ -280,13 +281,14 @@ class InventoryManager:
     def caller_identity(self) -> CallerIdentity:
         """Who the session is, from STS GetCallerIdentity, which needs no permission.
 
-        STS is asked in the session's region; without one, in us-east-1, which every account has enabled. Raises CredentialsError where there
-        are no credentials or AWS refuses them, InventoryError where STS cannot be reached.
+        STS is asked in the session's region; without one, in us-east-1, which every account has enabled. Raises
+        CredentialsError where there are no credentials or AWS refuses them, InventoryError where STS cannot be reached.
         """
         region = self._region() or "us-east-1"
+        client = self._sts_client(region)
 
         def ask() -> CallerIdentity:
-            answer = self._sts_client(region).get_caller_identity()
+            answer = client.get_caller_identity()
             return CallerIdentity(account=answer["Account"], arn=answer["Arn"], user_id=answer["UserId"])
 
         return _understood(ask, "sts:GetCallerIdentity", region)
@@ -350,17 +352,22 @@ class InventoryManager:
         return region
 
     def _ec2_client(self, region: str) -> EC2Client:
-        try:
-            with self._session_lock:
-                return self._session.client("ec2", region_name=region, config=CLIENT_CONFIG)
-        except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint URL that is none
-            raise _translated(error, "ec2:DescribeInstances", region) from error
+        with self._making_clients("ec2:DescribeInstances", region):
+            return self._session.client("ec2", region_name=region, config=CLIENT_CONFIG)
 
     def _sts_client(self, region: str) -> STSClient:
-        with self._session_lock:
+        with self._making_clients("sts:GetCallerIdentity", region):
             if self._sts is None:
                 self._sts = self._session.client("sts", region_name=region, config=CLIENT_CONFIG)
             return self._sts
+
+    @contextmanager
+    def _making_clients(self, action: str, region: str) -> Iterator[None]:
+        try:
+            with self._session_lock:
+                yield
+        except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint URL that is none
+            raise _translated(error, action, region) from error
 
     def _pages(
         self, client: EC2Client, region: str, filters: Mapping[str, str | Sequence[str]]
@@ -454,6 +461,7 @@ class Poll:
         self._began = time.monotonic()
         self._tallies: dict[str, _Tally] = {}
         self._states: Counter[str] = Counter()
+        self._conductor = threading.Thread(target=self._conduct, name="poll", daemon=True)
         self._events: SimpleQueue[_Started | _Page | _Ended | _Cancelled] = SimpleQueue()
         self._stopped = threading.Event()
         self._slots = threading.Semaphore(REGIONS_AT_ONCE)
@@ -476,7 +484,9 @@ class Poll:
             yield to_record(item, timestamp=self.timestamp, account=account, full=full)
 
     def __iter__(self) -> Iterator[Instance | RegionOutcome | PollOutcome]:
-        threading.Thread(target=self._conduct, name="poll", daemon=True).start()
+        if self._conductor.ident is not None:
+            raise RuntimeError("a poll can be iterated once")
+        self._conductor.start()
         outcomes: list[RegionOutcome] = []
         failure: InventoryError | None = None
         try:
@@ -564,21 +574,20 @@ class Poll:
             self.cancel(_internal(error))
 
     def _read(self, client: EC2Client, region: str) -> None:
-        error: InventoryError | None = None
         try:
             for instances in self._manager._pages(client, region, {}):
                 while not self._room.acquire(timeout=1):
                     if self._stopped.is_set():
                         return
                 self._events.put(_Page(region, instances))
-        except InventoryError as failure:
-            error = failure
-        except Exception as bug:  # noqa: BLE001 - as above
-            error = _internal(bug)
-        finally:
-            client.close()
-            self._slots.release()
+            self._events.put(_Ended(region, None))
+        except InventoryError as error:
             self._events.put(_Ended(region, error))
+        except Exception as error:  # noqa: BLE001 - as above
+            self._events.put(_Ended(region, _internal(error)))
+        finally:
+            self._slots.release()
+            client.close()
 
 
 @dataclass

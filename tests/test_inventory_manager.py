@@ -491,6 +491,16 @@ def test_nobody_there(session: Sessions, script: Scripts) -> None:
     aws.__enter__()
 
 
+def test_an_endpoint_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slip in AWS_ENDPOINT_URL is named, for either service."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
+    manager = InventoryManager(boto3.Session("AKIAEXAMPLE", "secret", region_name="eu-west-1"))
+    with pytest.raises(InventoryError, match="sts:GetCallerIdentity in eu-west-1: Invalid endpoint: nonsense"):
+        manager.caller_identity()
+    with pytest.raises(InventoryError, match="ec2:DescribeInstances in eu-west-1: Invalid endpoint: nonsense"):
+        next(manager.instances())
+
+
 # Polls of many regions
 
 
@@ -514,6 +524,14 @@ def test_a_poll_of_the_emulated_account(account: EmulatedAWS, session: Sessions)
     assert outcome.regions == {"ok": 3}
     assert outcome.instances == sum(outcome.states.values()) == len(items) - 4
     assert poll.regions == ("eu-west-1", "us-east-1", "eu-north-1")
+
+
+def test_a_poll_is_iterated_once(account: EmulatedAWS, session: Sessions) -> None:
+    """A second iteration is refused: it would find nothing, and look like an empty account."""
+    poll = InventoryManager(session(account)).poll()
+    assert list(poll)
+    with pytest.raises(RuntimeError, match="once"):
+        list(poll)
 
 
 def test_available_regions(session: Sessions, script: Scripts) -> None:
