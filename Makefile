@@ -1,6 +1,8 @@
 # The commands that a person types. PYTHON names the Python to use; each has a virtual environment of its own.
 PYTHON ?= python3
 VENV ?= .venv
+# arguments to pytest
+TESTS ?=
 
 .PHONY: demo test check requirements clean
 
@@ -9,12 +11,13 @@ demo: $(VENV)/ready
 	@$(VENV)/bin/python tests/demo.py
 
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -n auto
+	$(VENV)/bin/python -m pytest -n auto --dist loadgroup $(TESTS)
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	PATH="$(VENV)/bin:$$PATH" ansible-lint --offline --profile production deploy.yaml
 
 clustermanager.zip: inventory_manager.py main.py
 	rm -f $@

@@ -7,7 +7,7 @@ reaches them through AWS's own settings, `EmulatedAWS.environment`, as it would 
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ from moto.ec2.models.instances import InstanceState
 from moto.server import ThreadedMotoServer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
     from mypy_boto3_ec2 import EC2Client
@@ -67,24 +69,33 @@ FLEET = (
 
 @dataclass
 class EmulatedAWS:
-    """Serves within a with statement."""
+    """Serves within a with statement, in which `session` is one of the account's owner."""
 
     metadata: InstanceMetadataService = field(default_factory=lambda: InstanceMetadataService(region=HOME))
+    account: str = ACCOUNT
+    """Accounts are what is kept apart: all that are emulated in one process know each other's servers."""
+    address: tuple[str, int] = ("127.0.0.1", 0)
+    """EC2's and STS's."""
+    metadata_network: Callable[[], AbstractContextManager[None]] = nullcontext
+    """What the metadata service is started within."""
 
     def __enter__(self) -> Self:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._stack = ExitStack()
-        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        moto = ThreadedMotoServer(*self.address, verbose=False)
         moto.start()
         self._stack.callback(moto.stop)
         self.url = "http://{}:{}".format(*moto.get_host_and_port())
+        self.metadata.account = self.account
         self.metadata.credentials = self._role_credentials
-        self._stack.enter_context(self.metadata)
+        with self.metadata_network():
+            self._stack.enter_context(self.metadata)
         self.environment = {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": self.metadata.url,
         }
-        self._session = boto3.Session("AKIAOWNER", "secret", region_name=HOME)
+        owner = self._assumed("owner", "owner")
+        self.session = boto3.Session(owner.access_key, owner.secret_key, owner.token, region_name=HOME)
         return self
 
     def __exit__(
@@ -94,7 +105,7 @@ class EmulatedAWS:
 
     def ec2(self, region: str = HOME) -> EC2Client:
         """For whoever changes the fleet."""
-        return self._session.client("ec2", region_name=region, endpoint_url=self.url)
+        return self.session.client("ec2", region_name=region, endpoint_url=self.url)
 
     def launch_fleet(self) -> None:
         for group in FLEET:
@@ -130,7 +141,7 @@ class EmulatedAWS:
             ec2.terminate_instances(InstanceIds=ids)
         for instance_id in ids:
             # moto has no way to say this over its API.
-            instance = ec2_backends[ACCOUNT][group.region].get_instance(instance_id)
+            instance = ec2_backends[self.account][group.region].get_instance(instance_id)
             instance.launch_time -= group.age
             for interface in instance.nics.values():
                 interface.attach_time = instance.launch_time
@@ -142,11 +153,13 @@ class EmulatedAWS:
         return ec2.describe_subnets()["Subnets"][0]["SubnetId"]
 
     def _role_credentials(self) -> RoleCredentials:
-        sts = self._session.client("sts", endpoint_url=self.url)
+        assert self.metadata.role, "asked for only where there is one"
+        return self._assumed(self.metadata.role, self.metadata.instance_id)
+
+    def _assumed(self, role: str, session_name: str) -> RoleCredentials:
+        sts = boto3.Session("AKIAEXAMPLE", "secret", region_name=HOME).client("sts", endpoint_url=self.url)
         answer = sts.assume_role(
-            RoleArn=f"arn:aws:iam::{ACCOUNT}:role/{self.metadata.role}",
-            RoleSessionName=self.metadata.instance_id,
-            DurationSeconds=6 * 3600,
+            RoleArn=f"arn:aws:iam::{self.account}:role/{role}", RoleSessionName=session_name, DurationSeconds=6 * 3600
         )["Credentials"]
         return RoleCredentials(
             answer["AccessKeyId"], answer["SecretAccessKey"], answer["SessionToken"], answer["Expiration"]

@@ -46,6 +46,7 @@ class InstanceMetadataService(LoopbackService):
     """Seconds before each answer."""
     requests: list[str] = field(default_factory=list)
     """Method and path of all that was asked, in order."""
+    address: tuple[str, int] = ("127.0.0.1", 0)
     _tokens: set[str] = field(default_factory=set)
 
     def handler(self) -> type[Handler]:
@@ -77,7 +78,9 @@ class InstanceMetadataService(LoopbackService):
     def _get(self, path: str, token: str | None) -> tuple[int, str]:
         if token not in self._tokens:
             return 401, "Unauthorized"
-        name = path.removeprefix("/latest/")
+        version, _, name = path.removeprefix("/").partition("/")
+        if version not in {"latest", "2009-04-04"}:  # the second is what ec2metadata asks under
+            return 404, "Not Found"
         if name in self.overrides:
             return self.overrides[name]
         name = name.rstrip("/")

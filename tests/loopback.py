@@ -1,4 +1,4 @@
-"""An HTTP server on a free port of loopback, for as long as a with statement."""
+"""An HTTP server, on a free port of loopback unless told otherwise, for as long as a with statement."""
 
 from __future__ import annotations
 
@@ -42,13 +42,14 @@ class LoopbackService:
     """What serves requests with the class that `handler` gives, at `url`."""
 
     url: str
+    address: tuple[str, int] = ("127.0.0.1", 0)
 
     def handler(self) -> type[Handler]:
         raise NotImplementedError
 
     def __enter__(self) -> Self:
-        self._server = Server(("127.0.0.1", 0), self.handler())
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = Server(self.address, self.handler())
+        self.url = f"http://{self.address[0]}:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
 

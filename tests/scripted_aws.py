@@ -52,6 +52,7 @@ class ScriptedAWS(LoopbackService):
     answer: Callable[[Request], Reply | str]
     identify: Callable[[Request], Reply | str] = lambda request: caller_identity()
     requests: list[Request] = field(default_factory=list)
+    address: tuple[str, int] = ("127.0.0.1", 0)
 
     def asked(self, action: str) -> list[Request]:
         return [request for request in self.requests if request.action == action]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import MAIN, REPOSITORY
+from emulated_aws import EmulatedAWS, Group
 from test_main import KEYS
 
 import main
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from conftest import Poller
-    from emulated_aws import EmulatedAWS
 
 README = (REPOSITORY / "README.md").read_text()
 
@@ -110,9 +110,35 @@ def test_exit_codes() -> None:
     assert codes == [*map(str, named), "128+n"]
 
 
-def test_the_policy(account: EmulatedAWS, poller: Poller) -> None:
-    """The policy allows two actions."""
-    (statement,) = json.loads(sample("policy"))["Statement"]
+def test_the_role(tmp_path: Path) -> None:
+    """The aws commands, carried out, give an instance a role that two actions are allowed to."""
+    for name in ("policy", "trust"):
+        (tmp_path / f"{name}.json").write_text(sample(name))
+
+    def value(text: str, shape: Any) -> Any:
+        if text.startswith("file://"):
+            return (tmp_path / text.removeprefix("file://")).read_text()
+        return dict([text.split("=")]) if shape.type_name == "structure" else text
+
+    with EmulatedAWS(account="200000000001") as aws:
+        (instance_id,) = aws.launch(Group("eu-west-1", "t4g.nano", {"Name": "recorder"}))
+        for line in sample("role").splitlines():
+            dollar, program, service, command, *options = shlex.split(line)
+            assert (dollar, program) == ("$", "aws")
+            client: Any = aws.session.client(service, endpoint_url=aws.url)  # type: ignore[call-overload]  # by its name
+            operation = "".join(word.capitalize() for word in command.split("-"))
+            members = client.meta.service_model.operation_model(operation).input_shape.members
+            request = {}
+            for option, text in zip(options[::2], options[1::2], strict=True):
+                name = "".join(word.capitalize() for word in option.removeprefix("--").split("-"))
+                request[name] = value(text.replace("i-0f1e2d3c4b5a69788", instance_id), members[name])
+            getattr(client, command.replace("-", "_"))(**request)
+        found = aws.ec2().describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]
+        profile = found["IamInstanceProfile"]["Arn"].split("/")[-1]
+        iam = aws.session.client("iam", endpoint_url=aws.url)
+        (role,) = iam.get_instance_profile(InstanceProfileName=profile)["InstanceProfile"]["Roles"]
+        policy: Any = iam.get_role_policy(RoleName=role["RoleName"], PolicyName="inventory")["PolicyDocument"]
+    (statement,) = policy["Statement"]
     assert statement["Effect"] == "Allow"
     assert statement["Action"] == ["ec2:DescribeInstances", "sts:GetCallerIdentity"]
 
@@ -184,6 +210,10 @@ COMMANDS_TESTED_ELSEWHERE = {
     "pip install .": "test_packaging.py",
     "python3 -m venv .venv && .venv/bin/pip install --require-hashes -r requirements.txt": "make's way to .venv, too",
     ".venv/bin/python main.py": "test_terminal.py",
+    "zip -r clustermanager.zip inventory_manager.py main.py": "test_deploy.py",
+    'ansible-playbook deploy.yaml --inventory hosts.ini --extra-vars "target=recorders"': "test_deploy.py",
+    **dict.fromkeys(re.findall(r"^\$ (.*)$", sample("role"), re.MULTILINE), "test_the_role"),
+    **dict.fromkeys(re.findall(r"^\$ (.*)$", sample("reading"), re.MULTILINE), "test_deploy.py"),
 }
 
 
