@@ -10,8 +10,9 @@ TESTS ?=
 demo: $(VENV)/ready
 	@$(VENV)/bin/python tests/demo.py
 
+# A file to a worker, the longest first: its tests share what takes long to make.
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -n auto --dist loadgroup $(TESTS)
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check

@@ -214,6 +214,7 @@ COMMANDS_TESTED_ELSEWHERE = {
     'ansible-playbook deploy.yaml --inventory hosts.ini --extra-vars "target=recorders"': "test_deploy.py",
     **dict.fromkeys(re.findall(r"^\$ (.*)$", sample("role"), re.MULTILINE), "test_the_role"),
     **dict.fromkeys(re.findall(r"^\$ (.*)$", sample("reading"), re.MULTILINE), "test_deploy.py"),
+    sample("variables").strip().removeprefix("$ "): "test_deploy.py",
 }
 
 
