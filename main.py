@@ -38,22 +38,17 @@ class Diagnostics(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if sys.stderr is None:  # closed: descriptor 2 may be anything by now, a connection to AWS among them
             return
-        line = {
-            "timestamp": datetime.fromtimestamp(int(record.created), timezone.utc).isoformat().replace("+00:00", "Z"),
-            "record": "log",
-            "level": record.levelname,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = logging.Formatter().formatException(record.exc_info)
+        traceback = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
         with suppress(OSError):  # there is nowhere left to say it
             if sys.stderr.isatty():
-                text = "\n".join(printable(part) for part in line.get("traceback", "").splitlines())
-                # Not past Python's stream: the progress display draws on it, too.
-                sys.stderr.write(f"{line['level'].lower()}: {printable(line['message'])}\n{text and text + chr(10)}")
+                sentences = [f"{record.levelname.lower()}: {record.getMessage()}", *traceback.splitlines()]
+                # By way of Python's stream: the progress display draws on it, too.
+                sys.stderr.write("".join(f"{printable(sentence)}\n" for sentence in sentences))
                 sys.stderr.flush()
             else:
-                write(sys.stderr.fileno(), json.dumps(line) + "\n")
+                at = datetime.fromtimestamp(int(record.created), timezone.utc).isoformat().replace("+00:00", "Z")
+                line = {"timestamp": at, "record": "log", "level": record.levelname, "message": record.getMessage()}
+                write(sys.stderr.fileno(), json.dumps(line | ({"traceback": traceback} if traceback else {})) + "\n")
 
 
 def report_crash(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -121,9 +116,9 @@ METADATA_ATTEMPTS = 3
 METADATA_PAUSE = 0.5
 """Seconds between those attempts."""
 
-STATIC_STABILITY = timedelta(minutes=15)
+STATIC_STABILITY = timedelta(minutes=20)
 """How much longer credentials are used that the metadata service gives though they have expired, as the AWS SDKs do:
-AWS accepts them while the service that renews them is down."""
+AWS accepts them while the service that renews them is down. botocore asks anew in the last quarter of an hour."""
 
 
 class UsageError(Exception):

@@ -73,7 +73,8 @@ def test_expired_credentials_are_used_all_the_same(
     script(lambda request: page(an_instance()))
     run = poller.run()
     assert run.code == 0
-    assert "expired" in run.logs[0]["message"]
+    (log,) = run.logs
+    assert "expired" in log["message"]
 
 
 def test_only_imdsv2_is_spoken(script: Scripts, poller: Poller, metadata: InstanceMetadataService) -> None:
