@@ -721,23 +721,31 @@ def _transition_time(reason: str) -> datetime | None:
 
 
 def _understood(ask: Callable[[], Answer], action: str, region: str) -> Answer:
-    """What `ask` returns. An answer that cannot be understood is asked for again; every failure is an InventoryError."""
+    """What `ask` returns. Every failure is an InventoryError; those that may pass are tried again, as botocore does
+    not: answers that cannot be understood, and credentials that are said to have expired, for they are renewed.
+    """
     for attempt in range(1, PAGE_ATTEMPTS + 1):
+        cause: Exception
         try:
             return ask()
         except (ClientError, BotoCoreError) as error:
-            raise _translated(error, action, region) from error
+            cause, failure = error, _translated(error, action, region)
         except (ResponseParserError, ValueError, KeyError) as error:
-            malformed = error
-            logger.warning("%s in %s: a malformed answer, attempt %d of %d", action, region, attempt, PAGE_ATTEMPTS)
-            if attempt < PAGE_ATTEMPTS:
-                time.sleep(PAUSE * 2 ** (attempt - 1))
-    # The parser's own message holds the whole answer, which may be anybody's: a proxy's page with the request in it.
-    flaw = f"has no {malformed}" if isinstance(malformed, KeyError) else f"cannot be read ({type(malformed).__name__})"
-    raise MalformedResponseError(
-        "MalformedResponse",
-        f"the answer to {action} in {region} {flaw}, {PAGE_ATTEMPTS} times: is something between here and AWS?",
-    ) from malformed
+            # The parser's own message holds the whole answer, which may be anybody's: a proxy's page with the request.
+            flaw = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({type(error).__name__})"
+            cause, failure = error, _malformed(f"{action} in {region}", flaw)
+        may_pass = isinstance(failure, MalformedResponseError) or failure.code in EXPIRED_CODES
+        if attempt == PAGE_ATTEMPTS or not may_pass:
+            raise failure from cause
+        logger.warning("attempt %d of %d: %s", attempt, PAGE_ATTEMPTS, failure)
+        time.sleep(PAUSE * 2 ** (attempt - 1))
+    raise AssertionError("not reached")
+
+
+def _malformed(where: str, flaw: str) -> MalformedResponseError:
+    return MalformedResponseError(
+        "MalformedResponse", f"{where}: the answer {flaw}. Is something between here and AWS, a proxy perhaps?"
+    )
 
 
 CREDENTIALS_ERRORS = (
@@ -758,8 +766,11 @@ def _translated(error: Exception, action: str, region: str | None) -> InventoryE
     if not isinstance(error, ClientError):
         return InventoryError(type(error).__name__, f"{where}: {_clipped(str(error))}")
 
-    code = error.response.get("Error", {}).get("Code") or "Unknown"
+    code = error.response.get("Error", {}).get("Code")
     message = error.response.get("Error", {}).get("Message") or ""
+    if not code:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return _malformed(where, f"is HTTP {status} without an error of AWS's")
     # With this code AWS repeats the signed request, session token and all.
     said = "" if code == "SignatureDoesNotMatch" or not message else f" AWS says: {_clipped(message)}"
     if code in EXPIRED_CODES:

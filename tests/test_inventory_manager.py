@@ -358,7 +358,7 @@ MALFORMED = {
 def test_a_malformed_answer_is_never_an_empty_region(body: str, script: Scripts, session: Sessions) -> None:
     """HTTP 200 with anything but a whole page is asked for three times, then it is an error with botocore's behind."""
     aws = script(lambda request: body)
-    with pytest.raises(MalformedResponseError, match="ec2:DescribeInstances in eu-west-1") as caught:
+    with pytest.raises(MalformedResponseError, match=r"ec2:DescribeInstances in eu-west-1: the answer") as caught:
         list(InventoryManager(session(aws)).instances())
     assert isinstance(caught.value.__cause__, ResponseParserError | ValueError | KeyError)
     assert "Please log in" not in str(caught.value)
@@ -380,6 +380,21 @@ def test_a_malformed_answer_that_passes(body: str, script: Scripts, session: Ses
 
 
 # Errors
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [Reply("<html>Bad Gateway</html>", 400), ec2_error("RequestExpired"), ec2_error("ExpiredToken"), Reply("", 302)],
+)
+def test_an_error_that_may_pass(reply: Reply, script: Scripts, session: Sessions) -> None:
+    """What is not of AWS, and credentials that have just expired, are worth another try, but not more than two."""
+    aws: ScriptedAWS = script(lambda request: reply if len(aws.requests) < 3 else page(an_instance()))
+    assert only(InventoryManager(session(aws)))
+    assert len(aws.requests) == 3
+    aws.answer = lambda request: reply
+    with pytest.raises(InventoryError):
+        list(InventoryManager(session(aws)).instances())
+    assert len(aws.requests) == 6
 
 
 @pytest.mark.parametrize("status", [400, 503])

@@ -342,6 +342,7 @@ def test_version(poller: Poller) -> None:
         (sts_error("InvalidClientTokenId"), "InvalidClientTokenId", "refuses the credentials"),
         (sts_error("RequestExpired"), "RequestExpired", "clock"),
         (Reply("<html/>"), "MalformedResponse", "between here and AWS"),
+        (Reply("<html/>", 503), "MalformedResponse", "HTTP 503"),
         (Reply(hang_up=True), "ConnectionClosedError", "closed"),
     ],
 )
