@@ -13,6 +13,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
+from moto import mock_aws
 from scripted_aws import (
     ACCOUNT,
     Reply,
@@ -164,6 +165,16 @@ def test_profile(account: EmulatedAWS, monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("AWS_ENDPOINT_URL", account.url)
     manager = InventoryManager(boto3.Session(profile_name="dev"))
     assert {instance.region for instance in manager.instances()} == {"us-east-1"}
+
+
+def test_motos_session() -> None:
+    """A project that tests itself with moto's decorator can do so with this in it."""
+    with mock_aws():
+        session = boto3.Session(region_name="eu-west-1")
+        session.client("ec2").run_instances(ImageId="ami-0abcdef1234567890", MinCount=2, MaxCount=2)
+        manager = InventoryManager(session)
+        assert {instance.state for instance in manager.instances()} == {"running"}
+        assert [type(item).__name__ for item in manager.poll()] == ["Instance"] * 2 + ["RegionOutcome", "PollOutcome"]
 
 
 def test_identity_without_a_region(script: Scripts, session: Sessions) -> None:
