@@ -382,6 +382,7 @@ def test_refusals(blank: Cloud, project: Path, tmp_path: Path) -> None:
 
     assert refused(blank, project=project, target="x=1").startswith("No hosts are named: name them with --extra-vars")
     assert "no host that matches nobody" in refused(blank, project=project, target="target=nobody")
+    assert refused(blank, "--limit", "recorder", project=project).startswith("Without --limit, please")
     assert "`make clustermanager.zip` packs the archive" in refused(blank, project=empty)
 
     python = root / "usr/bin/python3"
