@@ -446,7 +446,7 @@ def table(records: Sequence[Record]) -> str:
     for column in DISPENSABLE:
         if left_for_the_name() < min(widths["name"], NAME_WIDTH):
             del widths[column]
-    widths["name"] = min(widths["name"], left_for_the_name())
+    widths["name"] = max(1, min(widths["name"], left_for_the_name()))
 
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column, width in widths.items():

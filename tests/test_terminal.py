@@ -110,6 +110,14 @@ def test_the_table_fits_the_window(columns: int, person: Poller) -> None:
     assert "complete" in " ".join(session.lines[-3:])
 
 
+@pytest.mark.parametrize("columns", [1, 10, 20])
+def test_a_window_too_narrow_for_an_id(columns: int, person: Poller) -> None:
+    """There is no good answer, but neither is there a crash."""
+    session = on_terminal(person, *REGIONS, columns=columns)
+    assert session.code == 0
+    assert "Traceback" not in session.raw
+
+
 def test_the_summary(person: Poller) -> None:
     """The last line sums the poll up."""
     session = on_terminal(person, *REGIONS, columns=200)
