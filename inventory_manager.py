@@ -27,10 +27,12 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     CredentialRetrievalError,
+    InvalidConfigError,
     MetadataRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    SSOError,
     TokenRetrievalError,
 )
 from botocore.parsers import ResponseParserError
@@ -72,11 +74,16 @@ PAGE_SIZE = 1000
 """Instances a page. The most DescribeInstances gives; without any, AWS calls the request "susceptible to throttling
 and timeouts"."""
 
+REGIONS_AT_ONCE = 16
+PAGES_AT_ONCE = 4
+"""Pages that wait for the reader of a poll. Together with one in each region's hands, this bounds its memory."""
+
 CLIENT_CONFIG = Config(
     connect_timeout=5,  # seconds
     read_timeout=30,  # seconds without a byte, not for the whole answer: a poll's deadline bounds that
     # "standard" retries RequestLimitExceeded by its code; "legacy" only where it comes as HTTP 503.
     retries={"mode": "standard", "total_max_attempts": 4},
+    max_pool_connections=REGIONS_AT_ONCE,  # all regions may ask the one STS at once
 )
 
 PAGE_ATTEMPTS = 3
@@ -85,10 +92,6 @@ retries neither."""
 
 PAUSE = 0.5
 """Seconds before the second of those attempts, doubled for each further one."""
-
-REGIONS_AT_ONCE = 16
-PAGES_AT_ONCE = 4
-"""Pages that wait for the reader of a poll. Together with one in each region's hands, this bounds its memory."""
 
 ALWAYS_ENABLED = frozenset(
     {
@@ -133,9 +136,12 @@ class InventoryError(Exception):
     """What a region that ended with this error is recorded as."""
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(code, message)  # both, so that it can be pickled
         self.code = code
         self.message = message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class CredentialsError(InventoryError):
@@ -219,7 +225,7 @@ class Instance:
     """Ids."""
     managed_by: str | None
     """The principal of the AWS service that manages the instance."""
-    tags: Mapping[str, str]
+    tags: Mapping[str, str] = field(hash=False)
     details: Mapping[str, Any] = field(repr=False, compare=False)
     """The whole item as the API gave it, under the API's own names."""
 
@@ -260,11 +266,6 @@ class PollOutcome:
     error: InventoryError | None = None
     """Why the poll as a whole failed or was ended. A single region's error is in its own outcome."""
 
-    @property
-    def answered(self) -> int:
-        """How many regions answered in full."""
-        return self.regions.get("ok", 0) + self.regions.get("not-enabled", 0)
-
 
 class InventoryManager:
     """EC2 DescribeInstances and STS GetCallerIdentity on `session`, which stays as it was.
@@ -275,7 +276,7 @@ class InventoryManager:
 
     def __init__(self, session: boto3.Session) -> None:
         self._session = session
-        self._session_lock = threading.Lock()  # clients are thread-safe, making them is not
+        self._session_lock = threading.Lock()
         self._sts: STSClient | None = None
 
     def caller_identity(self) -> CallerIdentity:
@@ -299,11 +300,10 @@ class InventoryManager:
         From botocore's own data, so it needs no permission and no request.
         """
         home = self._required_region()
-        try:
+        with self._using_session("the partition", home):
             partition = self._session.get_partition_for_region(home)
-        except BotoCoreError as error:
-            raise _translated(error, "the partition", home) from error
-        return tuple(dict.fromkeys([home, *self._session.get_available_regions("ec2", partition_name=partition)]))
+            regions = self._session.get_available_regions("ec2", partition_name=partition)
+        return tuple(dict.fromkeys([home, *regions]))
 
     def instances(
         self, region: str | None = None, filters: Mapping[str, str | Sequence[str]] | None = None
@@ -340,10 +340,8 @@ class InventoryManager:
         return Poll(self, resolve, deadline)
 
     def _region(self) -> str | None:
-        try:
+        with self._using_session("the session's region", None):
             return self._session.region_name
-        except BotoCoreError as error:  # a config file that is none, or a region that comes from instance metadata
-            raise _translated(error, "the session's region", None) from error
 
     def _required_region(self) -> str:
         region = self._region()
@@ -352,21 +350,22 @@ class InventoryManager:
         return region
 
     def _ec2_client(self, region: str) -> EC2Client:
-        with self._making_clients("ec2:DescribeInstances", region):
+        with self._using_session("ec2:DescribeInstances", region):
             return self._session.client("ec2", region_name=region, config=CLIENT_CONFIG)
 
     def _sts_client(self, region: str) -> STSClient:
-        with self._making_clients("sts:GetCallerIdentity", region):
+        with self._using_session("sts:GetCallerIdentity", region):
             if self._sts is None:
                 self._sts = self._session.client("sts", region_name=region, config=CLIENT_CONFIG)
             return self._sts
 
     @contextmanager
-    def _making_clients(self, action: str, region: str) -> Iterator[None]:
+    def _using_session(self, action: str, region: str | None) -> Iterator[None]:
+        """One thread at a time: clients are thread-safe, sessions are not."""
         try:
             with self._session_lock:
                 yield
-        except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint URL that is none
+        except (BotoCoreError, ClientError, ValueError) as error:  # ValueError: an endpoint URL that is none
             raise _translated(error, action, region) from error
 
     def _pages(
@@ -536,14 +535,14 @@ class Poll:
 
     def _poll_outcome(self, outcomes: Sequence[RegionOutcome], failure: InventoryError | None) -> PollOutcome:
         statuses = Counter(outcome.status for outcome in outcomes)
-        answered = statuses["ok"] + statuses["not-enabled"]
-        if failure is None and not answered:
-            failure = outcomes[0].error
+        complete = failure is None and statuses["ok"] + statuses["not-enabled"] == len(outcomes)
+        if not complete and not failure and not statuses["ok"]:  # nothing is recorded at all
+            failure = next(outcome.error for outcome in outcomes if outcome.status != "not-enabled")
         return PollOutcome(
             account=self.identity.account if self.identity else None,
             arn=self.identity.arn if self.identity else None,
             user_id=self.identity.user_id if self.identity else None,
-            complete=failure is None and answered == len(outcomes),
+            complete=complete,
             instances=self._states.total(),
             states=dict(sorted(self._states.items())),
             regions=dict(sorted((+statuses).items())),
@@ -555,7 +554,9 @@ class Poll:
         """Find out who and where, then start a thread for each region. All clients are made here, in one thread."""
         try:
             tallies = {region: _Tally() for region in self._resolve_regions()}
-            self._events.put(_Started(self._manager.caller_identity(), tallies))
+            identity = self._manager.caller_identity()
+            logger.info("asking EC2 in %d region(s) as %s", len(tallies), identity.arn)
+            self._events.put(_Started(identity, tallies))
             for region, tally in tallies.items():
                 self._slots.acquire()
                 if self._stopped.is_set():
@@ -571,7 +572,8 @@ class Poll:
         except InventoryError as error:
             self.cancel(error)
         except Exception as error:  # noqa: BLE001 - a bug: without this the reader would wait for ever
-            self.cancel(_internal(error))
+            if not self._stopped.is_set():  # else the interpreter is shutting down, and starts no more threads
+                self.cancel(_internal(error))
 
     def _read(self, client: EC2Client, region: str) -> None:
         try:
@@ -645,8 +647,7 @@ def json_line(record: Record) -> str:
 
     Times become ISO 8601 in UTC, errors an object of code and message.
     """
-    # json escapes all below space and above "~", but not DEL
-    return json.dumps(record, default=_json_value).replace("\x7f", "\\u007f") + "\n"
+    return json.dumps(record, default=_json_value) + "\n"
 
 
 def _json_value(value: object) -> object:
@@ -730,8 +731,9 @@ def _understood(ask: Callable[[], Answer], action: str, region: str) -> Answer:
             return ask()
         except (ClientError, BotoCoreError) as error:
             cause, failure = error, _translated(error, action, region)
-        except (ResponseParserError, ValueError, KeyError) as error:
-            # The parser's own message holds the whole answer, which may be anybody's: a proxy's page with the request.
+        except (ResponseParserError, ValueError, LookupError, TypeError, AttributeError) as error:
+            # What botocore's parser and our own reading stumble over where an answer is of another form. Without the
+            # parser's own message, which holds the whole answer, and that may repeat the request.
             flaw = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({type(error).__name__})"
             cause, failure = error, _malformed(f"{action} in {region}", flaw)
         may_pass = isinstance(failure, MalformedResponseError) or failure.code in EXPIRED_CODES
@@ -754,6 +756,8 @@ CREDENTIALS_ERRORS = (
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    SSOError,
+    InvalidConfigError,
     TokenRetrievalError,
 )
 
@@ -766,13 +770,18 @@ def _translated(error: Exception, action: str, region: str | None) -> InventoryE
     if not isinstance(error, ClientError):
         return InventoryError(type(error).__name__, f"{where}: {_clipped(str(error))}")
 
+    if error.operation_name != action.split(":")[-1]:  # the credentials' own: AssumeRole for a profile, say
+        where = f"no credentials: {error.operation_name}"
     code = error.response.get("Error", {}).get("Code")
     message = error.response.get("Error", {}).get("Message") or ""
     if not code:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return _malformed(where, f"is HTTP {status} without an error of AWS's")
-    # With this code AWS repeats the signed request, session token and all.
-    said = "" if code == "SignatureDoesNotMatch" or not message else f" AWS says: {_clipped(message)}"
+    # About a bad signature AWS repeats the signed request, session token and all.
+    repeats_request = re.search("signature|credential=|security-token", message, re.IGNORECASE)
+    said = f" AWS says: {_clipped(message)}" if message and not repeats_request else ""
+    if where.startswith("no credentials"):
+        return CredentialsError(code, f"{where}: AWS answers {code}.{said}")
     if code in EXPIRED_CODES:
         return CredentialsError(
             code, f"{where}: the credentials have expired, or this machine's clock is wrong (is NTP running?).{said}"

@@ -13,6 +13,8 @@ import io
 import json
 import logging
 import os
+import re
+import select
 import shutil
 import signal
 import stat
@@ -23,7 +25,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,16 +41,35 @@ class Diagnostics(logging.Handler):
         if sys.stderr is None:  # closed: descriptor 2 may be anything by now, a connection to AWS among them
             return
         traceback = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
-        with suppress(OSError):  # there is nowhere left to say it
-            if sys.stderr.isatty():
-                sentences = [f"{record.levelname.lower()}: {record.getMessage()}", *traceback.splitlines()]
-                # By way of Python's stream: the progress display draws on it, too.
-                sys.stderr.write("".join(f"{printable(sentence)}\n" for sentence in sentences))
-                sys.stderr.flush()
-            else:
+        if sys.stderr.isatty():
+            sentences = [f"{record.levelname.lower()}: {record.getMessage()}", *traceback.splitlines()]
+            # By way of Python's stream: the progress display draws on it, too.
+            Unbreakable(sys.stderr).write("".join(f"{printable(sentence)}\n" for sentence in sentences))
+        else:
+            with suppress(OSError):  # there is nowhere left to say it
                 at = datetime.fromtimestamp(int(record.created), timezone.utc).isoformat().replace("+00:00", "Z")
                 line = {"timestamp": at, "record": "log", "level": record.levelname, "message": record.getMessage()}
                 write(sys.stderr.fileno(), json.dumps(line | ({"traceback": traceback} if traceback else {})) + "\n")
+
+
+class Unbreakable:
+    """A stream to a terminal that may go away. That is no reason not to finish the record, nor for Python to fail at
+    exit because of what it could not write there: so from then on it leads nowhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def report_crash(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -61,7 +82,10 @@ def write(descriptor: int, text: str) -> None:
     """Append `text` in one write, which no other process's line can split. Unbuffered: what is written is written."""
     data = text.encode()
     while data:
-        data = data[os.write(descriptor, data) :]
+        try:
+            data = data[os.write(descriptor, data) :]
+        except BlockingIOError:  # whoever shares it has made it so
+            select.select([], [descriptor], [])
 
 
 def printable(text: str) -> str:
@@ -69,8 +93,16 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+early_signals: list[int] = []
+"""Those that came before there was a poll to cancel."""
+
 if __name__ == "__main__":
-    sys.excepthook = report_crash  # before the imports that a broken installation fails at
+    # Before the imports, which take half a second, and which a broken installation fails at.
+    sys.excepthook = report_crash
+    for each in SIGNALS:
+        if signal.getsignal(each) is not signal.SIG_IGN:  # as nohup and background jobs have it
+            signal.signal(each, lambda number, frame: early_signals.append(number))
 
 import boto3
 import botocore.session
@@ -150,7 +182,7 @@ class InstanceMetadata:
     def provide(self) -> str:
         """The region, as botocore's configuration asks for it."""
         if self._region is None:
-            self._region = self._get("placement/region", MetadataRetrievalError)
+            self._region = self._get("placement/region", r"[a-z]+(-[a-z]+)+-\d+", MetadataRetrievalError)
         return self._region
 
     def retrieve_iam_role_credentials(self) -> dict[str, str]:
@@ -159,9 +191,9 @@ class InstanceMetadata:
         def failed(error_msg: str) -> BotoCoreError:
             return CredentialRetrievalError(provider="instance metadata", error_msg=error_msg)
 
-        role = self._get("iam/security-credentials/", failed)
+        role = self._get("iam/security-credentials/", r"[\w+=,.@-]+", failed)
         try:
-            answer = json.loads(self._get(f"iam/security-credentials/{role}", failed))
+            answer = json.loads(self._get(f"iam/security-credentials/{role}", r"(?s).+", failed))
             if answer.get("Code") != "Success":
                 raise failed(
                     f"role {role}: {answer.get('Code')}: {answer.get('Message')}. Does the role's trust policy "
@@ -183,18 +215,18 @@ class InstanceMetadata:
             # not from the error: its text may be the answer, and that is a secret
             raise failed(f"what is given for role {role} are no credentials ({type(error).__name__})") from None
 
-    def _get(self, path: str, failed: Callable[..., BotoCoreError]) -> str:
+    def _get(self, path: str, pattern: str, failed: Callable[..., BotoCoreError]) -> str:
         for attempt in range(1, METADATA_ATTEMPTS + 1):
             try:
-                token = self._ask("PUT", "api/token", {"x-aws-ec2-metadata-token-ttl-seconds": "300"})
-                return self._ask("GET", f"meta-data/{path}", {"x-aws-ec2-metadata-token": token})
+                token = self._ask("PUT", "api/token", r"[!-~]+", {"x-aws-ec2-metadata-token-ttl-seconds": "300"})
+                return self._ask("GET", f"meta-data/{path}", pattern, {"x-aws-ec2-metadata-token": token})
             except MetadataError as error:
                 if attempt == METADATA_ATTEMPTS:
                     raise failed(error_msg=str(error)) from error
                 time.sleep(METADATA_PAUSE)
         raise AssertionError("not reached")
 
-    def _ask(self, method: str, path: str, headers: dict[str, str]) -> str:
+    def _ask(self, method: str, path: str, pattern: str, headers: dict[str, str]) -> str:
         if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
             raise MetadataError("AWS_EC2_METADATA_DISABLED forbids it: unset that, or name a profile with --profile")
         url = f"{self._base_url}/latest/{path}"
@@ -216,9 +248,13 @@ class InstanceMetadata:
                 f"{self._base_url} refuses an IMDSv2 token (HTTP {response.status_code}): is it enabled for this "
                 "instance, and in a container, is its hop limit at least 2?"
             )
-        if response.status_code != 200 or not response.text.strip():
-            raise MetadataError(f"{url} answers HTTP {response.status_code} with {len(response.content)} bytes")
-        return str(response.text).strip()
+        text = str(response.text).strip()
+        if response.status_code != 200 or not re.fullmatch(pattern, text):
+            # not what it is: that may be a secret
+            raise MetadataError(
+                f"{url} answers HTTP {response.status_code} with {len(text)} characters of another form"
+            )
+        return text
 
 
 class MetadataError(Exception):
@@ -231,8 +267,9 @@ def make_session(profile: str | None, regions: Sequence[str]) -> boto3.Session:
     Its region: AWS_REGION, AWS_DEFAULT_REGION, ~/.aws/config, else the instance's own. With `profile`, for use away
     from EC2, credentials and region are that profile's. Raises UsageError if it, or a region, does not exist.
     """
-    # botocore by itself knows only the second of the two variables.
-    variables: dict[str, Any] = {"region": ("region", ["AWS_REGION", "AWS_DEFAULT_REGION"], None, None)}
+    # botocore by itself knows only the second of the two variables, and takes an empty one for a region.
+    names = [name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)]
+    variables: dict[str, Any] = {"region": ("region", names, None, None)}
     if not profile:
         # No say for profiles and keys in the environment or in files: not even for a broken one.
         variables["profile"] = (None, None, None, None)
@@ -242,12 +279,15 @@ def make_session(profile: str | None, regions: Sequence[str]) -> boto3.Session:
         configured = session.get_config_variable("region")
     except ProfileNotFound as error:
         raise UsageError(f"--profile: {error}") from error
-    check_regions(session, regions or filter(None, [configured]))
+    check_regions(session, [*regions, *([configured] if configured else [])])
     if not profile:
-        metadata = InstanceMetadata(session)
+        try:
+            metadata = InstanceMetadata(session)
+        except ValueError as error:
+            raise UsageError(f"AWS_EC2_METADATA_SERVICE_ENDPOINT is no URL: {error}") from error
         provider = InstanceMetadataProvider(metadata)  # type: ignore[arg-type]  # has the one method that is called
         session.register_component("credential_provider", CredentialResolver([provider]))
-        if configured is None:
+        if not configured:
             session.get_component("config_store").set_config_provider("region", metadata)
     return boto3.Session(botocore_session=session)
 
@@ -316,18 +356,30 @@ def seconds(text: str) -> float:
 
 @contextmanager
 def cancelled_by_signals(poll: Poll) -> Iterator[list[signal.Signals]]:
-    """Let SIGINT, SIGTERM and SIGHUP cancel the poll. Gives the list of those that came. A second one kills."""
+    """Let SIGINT, SIGTERM and SIGHUP cancel the poll. Gives the list of those that came.
+
+    One that comes again a second later kills. Sooner it is the same one: timeout(1) sends its signal twice, and so do
+    terminal and shell when an SSH session ends.
+    """
     received: list[signal.Signals] = []
+    first = 0.0
 
     def cancel(number: int, frame: object) -> None:
+        nonlocal first
+        if not received:
+            first = time.monotonic()
+            poll.cancel(InventoryError(signal.Signals(number).name, f"ended by {signal.Signals(number).name}"))
+        elif time.monotonic() - first > 1:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         received.append(signal.Signals(number))
-        signal.signal(number, signal.SIG_DFL)
-        poll.cancel(InventoryError(received[-1].name, f"ended by {received[-1].name}"))
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as nohup and background jobs have it
+        if handler is not signal.SIG_IGN:
             signal.signal(number, cancel)
+    for early in early_signals:
+        cancel(early, None)
     try:
         yield received
     finally:
@@ -378,16 +430,17 @@ def failed_poll(error: InventoryError) -> None:
 
 
 @contextmanager
-def progress(poll: Poll) -> Iterator[Callable[[Record], None]]:
+def progress(poll: Poll, as_table: bool) -> Iterator[Callable[[Record], None]]:
     """On a terminal, show on standard error how far the poll is, as it is told of each record."""
-    if not (on_terminal(sys.stderr) and find_spec("rich")):
+    if not (on_terminal(sys.stderr) and find_spec("rich")) or (on_terminal(sys.stdout) and not as_table):
         yield lambda record: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    console = Console(file=cast("TextIO", Unbreakable(sys.stderr)))
     columns = [SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"), TimeElapsedColumn()]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
+    with Progress(*columns, console=console, transient=True) as display:
         task = display.add_task("asking who we are", total=None)
         instances = regions = 0
 
@@ -454,7 +507,8 @@ def table(records: Sequence[Record]) -> str:
     for row, instance in enumerate(instances):
         grid.add_row(*(cells[column][row] for column in widths), style=STATE_STYLES.get(instance["state"]))
     paper = io.StringIO()
-    console = Console(file=paper, width=window, force_terminal=on_terminal(sys.stdout))
+    # With a width alone, rich takes 80 columns for a terminal that it holds to be dumb.
+    console = Console(file=paper, width=window, height=25, force_terminal=on_terminal(sys.stdout))
     if instances:
         console.print(grid)
     last = records[-1]
@@ -485,32 +539,41 @@ def exit_code(outcome: PollOutcome, signals: Sequence[signal.Signals]) -> int:
         return EXIT_COMPLETE
     if signals:
         return 128 + signals[0]
-    return EXIT_INCOMPLETE if outcome.answered else EXIT_FAILED
+    return EXIT_INCOMPLETE if outcome.regions.get("ok") else EXIT_FAILED
 
 
 def run(asked: argparse.Namespace, as_table: bool) -> int:
     session = make_session(asked.profile, asked.region)
     poll = InventoryManager(session).poll(asked.region, all_regions=asked.all_regions, deadline=asked.deadline)
     records: list[Record] = []
-    with cancelled_by_signals(poll) as signals, progress(poll) as advance:
-        for record in poll.records(full=asked.full):
-            if as_table:
-                records.append(record)
-            else:
-                output(json_line(record))
-            report(record)
-            advance(record)
+    ended = False
+    with cancelled_by_signals(poll) as signals:
+        try:
+            with progress(poll, as_table) as advance:
+                for record in poll.records(full=asked.full):
+                    if as_table:
+                        records.append(record)
+                    else:
+                        output(json_line(record))
+                    ended = record["record"] == "poll"
+                    report(record)
+                    advance(record)
+        except Exception:
+            if not ended:
+                raise
+            logger.critical("an unforeseen error after the poll: please report it", exc_info=True)
     if as_table:
         output(table(records))
     return exit_code(poll.outcome, signals)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    logging.basicConfig(handlers=[Diagnostics()], format="%(message)s", force=True)
+    logging.basicConfig(handlers=[Diagnostics()], force=True)
     logging.captureWarnings(True)
     as_table = on_terminal(sys.stdout)  # until it is known what was asked for
     try:
         output("")  # before anything is asked: is it closed?
+        finish_torn_line()
         try:
             asked = arguments(argv)
             if asked.version:
@@ -524,8 +587,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             as_table = asked.format == "table" or (
                 asked.format == "auto" and as_table and find_spec("rich") is not None
             )
-            if not as_table:
-                finish_torn_line()
             return run(asked, as_table)
         except UsageError as error:
             code, failure = EXIT_USAGE, InventoryError("Usage", str(error))
@@ -547,4 +608,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    exit_status = main()
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)  # all is said; Python, as it shuts down, would let one of them kill
+    raise SystemExit(exit_status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parent.parent
 MAIN = REPOSITORY / "main.py"
+
+
+# Whoever runs the tests in the background may have them ignore it, and their children with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

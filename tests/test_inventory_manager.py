@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import fields
@@ -13,7 +16,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 from botocore.parsers import ResponseParserError
-from moto import mock_aws
+from conftest import REPOSITORY
 from scripted_aws import (
     ACCOUNT,
     Reply,
@@ -169,12 +172,19 @@ def test_profile(account: EmulatedAWS, monkeypatch: pytest.MonkeyPatch, tmp_path
 
 def test_motos_session() -> None:
     """A project that tests itself with moto's decorator can do so with this in it."""
-    with mock_aws():
-        session = boto3.Session(region_name="eu-west-1")
-        session.client("ec2").run_instances(ImageId="ami-0abcdef1234567890", MinCount=2, MaxCount=2)
-        manager = InventoryManager(session)
-        assert {instance.state for instance in manager.instances()} == {"running"}
-        assert [type(item).__name__ for item in manager.poll()] == ["Instance"] * 2 + ["RegionOutcome", "PollOutcome"]
+    project = """
+import boto3
+from inventory_manager import InventoryManager
+from moto import mock_aws
+with mock_aws():
+    session = boto3.Session(region_name="eu-west-1")
+    session.client("ec2").run_instances(ImageId="ami-0abcdef1234567890", MinCount=2, MaxCount=2)
+    manager = InventoryManager(session)
+    print([instance.state for instance in manager.instances()], [type(item).__name__ for item in manager.poll()])
+"""
+    # A process of its own: the decorator empties every account that moto emulates in it.
+    run = subprocess.run([sys.executable, "-c", project], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert run.stdout == "['running', 'running'] ['Instance', 'Instance', 'RegionOutcome', 'PollOutcome']\n"
 
 
 def test_identity_without_a_region(script: Scripts, session: Sessions) -> None:
@@ -484,13 +494,41 @@ def test_identity_errors(code: str, says: str, script: Scripts, session: Session
     assert caught.value.code == code
 
 
-def test_the_signed_request_is_not_repeated(script: Scripts, session: Sessions) -> None:
-    """SignatureDoesNotMatch comes with the whole signed request, token included: that stays out of the message."""
-    said = "The Canonical String should have been 'POST / x-amz-security-token:SECRETTOKEN'"
-    aws = script(lambda request: page(), lambda request: sts_error("SignatureDoesNotMatch", said))
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("SignatureDoesNotMatch", "The Canonical String should have been 'POST / x-amz-security-token:SECRET'"),
+        ("IncompleteSignature", "Authorization=AWS4-HMAC-SHA256 Credential=ASIA/x, Signature=SECRET"),
+    ],
+)
+def test_the_signed_request_is_not_repeated(code: str, said: str, script: Scripts, session: Sessions) -> None:
+    """AWS repeats the request, token included, where it finds fault with the signature: that stays out."""
+    aws = script(lambda request: page(), lambda request: sts_error(code, said))
     with pytest.raises(CredentialsError) as caught:
         InventoryManager(session(aws)).caller_identity()
-    assert "SECRETTOKEN" not in caught.value.message
+    assert "SECRET" not in caught.value.message
+
+
+def test_a_role_that_may_not_be_assumed(script: Scripts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A denial on the way to the credentials is the credentials' fault, not a permission that the role lacks."""
+    config = tmp_path / "config"
+    config.write_text(
+        "[profile base]\naws_access_key_id = AKIABASE\naws_secret_access_key = s\n"
+        "[profile auditor]\nrole_arn = arn:aws:iam::1:role/auditor\nsource_profile = base\nregion = eu-west-1\n"
+    )
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    aws = script(lambda request: page(), lambda request: sts_error("AccessDenied", "not authorized"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", aws.url)
+    with pytest.raises(CredentialsError, match="no credentials: AssumeRole: AWS answers AccessDenied"):
+        list(InventoryManager(boto3.Session(profile_name="auditor")).instances())
+
+
+def test_errors_and_instances_travel(script: Scripts, session: Sessions) -> None:
+    """An error can be pickled, as pools of processes do; an instance can be put in a set."""
+    error = pickle.loads(pickle.dumps(DeniedError("AccessDenied", "no")))
+    assert (type(error), error.code, str(error)) == (DeniedError, "AccessDenied", "no")
+    aws = script(lambda request: page(an_instance(tags={"a": "b"})))
+    assert len({only(InventoryManager(session(aws))), only(InventoryManager(session(aws)))}) == 1
 
 
 def test_identity_that_is_none(script: Scripts, session: Sessions) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from conftest import MAIN, REPOSITORY, Poller, finished
-from scripted_aws import ACCOUNT, Reply, Request, ScriptedAWS, an_instance, ec2_error, page, sts_error
+from scripted_aws import ACCOUNT, Reply, Request, ScriptedAWS, an_instance, ec2_error, endless, page, sts_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -208,7 +208,9 @@ def test_auth_failure_at_home(home: str, script: Scripts, poller: Poller) -> Non
     run = poller.run("--all-regions", env={"AWS_REGION": home})
     assert run.regions[home]["status"] == "failed"
     assert run.poll["complete"] is False
-    assert run.code == 3, "the opt-in regions have answered"
+    assert run.code == 1, "nothing is recorded"
+    assert run.poll["error"]["code"] == "AuthFailure"
+    assert "refuses the credentials" in run.poll["error"]["message"]
 
 
 def test_the_only_region_denied(script: Scripts, poller: Poller) -> None:
@@ -244,6 +246,8 @@ def test_pages_before_a_failure_are_recorded(script: Scripts, poller: Poller) ->
         ([], {"AWS_DEFAULT_REGION": "us-west-2"}, "region = us-west-1", "us-west-2"),
         ([], {}, "region = us-west-1", "us-west-1"),
         ([], {}, "", "eu-west-1"),
+        ([], {"AWS_REGION": "", "AWS_DEFAULT_REGION": "us-west-2"}, "", "us-west-2"),
+        ([], {"AWS_REGION": "", "AWS_DEFAULT_REGION": ""}, "", "eu-west-1"),
         ([], {"AWS_PROFILE": "other"}, "region = us-west-1\n[profile other]\nregion = us-east-1", "us-west-1"),
     ],
 )
@@ -394,6 +398,74 @@ def test_a_signal_in_mid_poll(
     assert run.poll["error"] == {"code": number.name, "message": f"ended by {number.name}"}
 
 
+@pytest.mark.parametrize("pause", [0, 0.1])
+def test_the_same_signal_twice(pause: float, script: Scripts, poller: Poller) -> None:
+    """Terminal and shell both send SIGHUP when a session ends: the poll line is written all the same."""
+    aws = script(lambda request: Reply(delay=60))
+    process = poller.start()
+    while not aws.asked("DescribeInstances"):
+        time.sleep(0.05)
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(pause)
+    run = finished(process)
+    assert run.code == 129
+    assert run.poll["error"]["code"] == "SIGHUP"
+
+
+def test_a_signal_a_second_later_kills(script: Scripts, poller: Poller) -> None:
+    """While nobody takes the output the poll cannot end, but it can be ended."""
+    script(lambda request: page(*map(an_instance, range(1000))))
+    process = poller.start()
+    assert process.stdout is not None
+    time.sleep(3)  # the pipe is full
+    process.terminate()
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(timeout=10) == -signal.SIGTERM
+
+
+def test_a_signal_during_start_up(script: Scripts, poller: Poller) -> None:
+    """As soon as main.py runs, a signal ends in a poll line."""
+    script(lambda request: Reply(page(), delay=5))
+    process = poller.start()
+    time.sleep(0.25)
+    process.terminate()
+    run = finished(process)
+    assert run.code == 143
+    assert run.poll["error"]["code"] == "SIGTERM"
+
+
+def test_nohup(script: Scripts, poller: Poller) -> None:
+    """A signal that is ignored stays so."""
+    script(lambda request: Reply(page(), delay=2))
+    process = subprocess.Popen(
+        ["nohup", sys.executable, MAIN],
+        env={"PATH": os.environ["PATH"], "HOME": str(poller.home), **poller.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(1.5)
+    process.send_signal(signal.SIGHUP)
+    run = finished(process)
+    assert run.code == 0
+    assert run.poll["complete"] is True
+
+
+def test_a_slow_reader_is_held_to_the_deadline(script: Scripts, poller: Poller) -> None:
+    """Even if there is always more to read."""
+    script(endless())
+    process = poller.start("--deadline", "4")
+    assert process.stdout is not None
+    lines = []
+    while line := process.stdout.readline():
+        lines.append(line)
+    assert process.wait() == 1
+    assert json.loads(lines[-1])["error"]["code"] == "DeadlineExceeded"
+
+
 def test_a_signal_while_the_identity_is_asked(script: Scripts, poller: Poller) -> None:
     """There is a poll line, even that early."""
     asked: list[Request] = []
@@ -482,6 +554,29 @@ def test_six_polls_append_to_one_file(script: Scripts, poller: Poller, tmp_path:
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert len(records) == 6 * 302
     assert sum(record["record"] == "poll" and record["complete"] for record in records) == 6
+
+
+def test_output_that_does_not_block(script: Scripts, poller: Poller) -> None:
+    """Where whoever shares the output has made it non-blocking, a slow reader costs nothing but time."""
+    script(lambda request: page(*map(an_instance, range(1000))))
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with os.fdopen(writer, "w") as file:
+        process = poller.start(stdout=file)
+    time.sleep(2)
+    with os.fdopen(reader) as pipe:
+        records = [json.loads(line) for line in pipe]
+    assert process.wait(timeout=60) == 0
+    assert len(records) == 1002
+
+
+def test_a_torn_line_is_ended_before_a_slip_is_reported(poller: Poller, tmp_path: Path) -> None:
+    """The poll line of a run that did not come to poll is not joined to it either."""
+    log = tmp_path / "log"
+    log.write_text('{"record": "ha')
+    with log.open("a") as file:
+        assert poller.run("--bogus", stdout=file).code == 2
+    assert json.loads(log.read_text().splitlines()[1])["record"] == "poll"
 
 
 def test_a_torn_line_is_ended_first(script: Scripts, poller: Poller, tmp_path: Path) -> None:

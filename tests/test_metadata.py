@@ -132,6 +132,44 @@ def test_a_metadata_service_that_hangs(script: Scripts, poller: Poller, metadata
     assert "does not answer within 2 s" in run.poll["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "answer", "says"),
+    [
+        ("meta-data/placement/region", "<html>Please log in</html>", "of another form"),
+        ("meta-data/iam/security-credentials/", "two\nroles", "of another form"),
+        ("api/token", "SECRET\nTOKEN", "of another form"),
+    ],
+)
+def test_answers_of_another_form(
+    path: str, answer: str, says: str, script: Scripts, poller: Poller, metadata: InstanceMetadataService
+) -> None:
+    """What cannot be a region, a role or a token is not used for one, and not repeated."""
+    metadata.overrides[path] = (200, answer)
+    script(lambda request: page())
+    run = poller.run()
+    assert run.code == 1
+    assert says in run.poll["error"]["message"]
+    assert max(answer.split(), key=len) not in run.stdout + run.stderr
+
+
+def test_a_metadata_service_that_fails_once(script: Scripts, poller: Poller, metadata: InstanceMetadataService) -> None:
+    """One failure, of any of its answers, costs nothing."""
+    failed: set[str] = set()
+    once = metadata._get
+
+    def get(path: str, token: str | None) -> tuple[int, str]:
+        if path in failed:
+            return once(path, token)
+        failed.add(path)
+        return 503, "Service Unavailable"
+
+    metadata._get = get  # type: ignore[method-assign]  # of the stand-in's
+    script(lambda request: page(an_instance()))
+    run = poller.run()
+    assert (run.code, run.stderr) == (0, "")
+    assert len(failed) == 3
+
+
 def test_no_role(script: Scripts, poller: Poller, metadata: InstanceMetadataService) -> None:
     """An instance without a role is told what it lacks."""
     metadata.role = None

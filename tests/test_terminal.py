@@ -134,6 +134,9 @@ def test_hostile_tags_leave_the_table_undisturbed(script: Scripts, poller: Polle
     script(lambda request: page(*(an_instance(number, tags={"Name": name}) for number, name in enumerate(names))))
     session = on_terminal(poller, columns=100)
     assert len(session.table) == len(names)
+    assert {line.index(" i-") for line in session.lines if " i-" in line and line.isascii()} == {
+        session.lines[0].index(" instance_id")
+    }
     assert {line[line.index(" i-") + 1 :].split()[0] for line in session.table} == {
         f"i-{number:017x}" for number in range(len(names))
     }
@@ -211,8 +214,7 @@ def test_usage_on_a_terminal(poller: Poller) -> None:
 def test_json_on_a_terminal(person: Poller) -> None:
     """--format json is JSON Lines there, too."""
     session = on_terminal(person, "--format", "json", columns=5000)
-    records = [json.loads(line[line.index("{") :]) for line in session.lines if "{" in line]
-    assert [record["record"] for record in records][-2:] == ["region", "poll"]
+    assert [json.loads(line)["record"] for line in session.raw.splitlines()][-2:] == ["region", "poll"]
 
 
 def test_a_table_in_a_file(person: Poller) -> None:
@@ -224,6 +226,38 @@ def test_a_table_in_a_file(person: Poller) -> None:
     ]
     assert "\x1b" not in run.stdout
     assert "…" not in run.stdout
+
+
+def test_a_dumb_terminal(person: Poller) -> None:
+    """It is as wide as it is, all the same."""
+    session = on_terminal(person, *REGIONS, columns=200, env={"TERM": "dumb"})
+    assert "…" not in session.raw
+    assert len(session.table) == 19
+
+
+def test_a_terminal_that_goes_away(script: Scripts, poller: Poller, tmp_path: Path) -> None:
+    """The record in the file is finished, with one poll line, and the exit code is the poll's."""
+    script(lambda request: Reply(page(an_instance()), delay=3))
+    controller, terminal = pty.openpty()
+    with (tmp_path / "file").open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, MAIN],
+            env={"PATH": os.environ["PATH"], "HOME": str(poller.home), "TERM": "xterm", **poller.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=terminal,
+            start_new_session=True,
+        )
+        os.close(terminal)
+        time.sleep(1.5)
+        os.close(controller)
+        assert process.wait(timeout=60) == 0
+    records = [json.loads(line) for line in (tmp_path / "file").read_text().splitlines()]
+    assert [(record["record"], record.get("complete")) for record in records] == [
+        ("instance", None),
+        ("region", None),
+        ("poll", True),
+    ]
 
 
 def test_no_color(person: Poller) -> None:
