@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +20,6 @@ from scripted_aws import ACCOUNT, Reply, Request, ScriptedAWS, an_instance, ec2_
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from emulated_aws import EmulatedAWS
     from instance_metadata import InstanceMetadataService
@@ -415,10 +415,11 @@ def test_the_same_signal_twice(pause: float, script: Scripts, poller: Poller) ->
 
 def test_a_signal_a_second_later_kills(script: Scripts, poller: Poller) -> None:
     """While nobody takes the output the poll cannot end, but it can be ended."""
-    script(lambda request: page(*map(an_instance, range(1000))))
+    aws = script(lambda request: page(*map(an_instance, range(1000))))
     process = poller.start()
-    assert process.stdout is not None
-    time.sleep(3)  # the pipe is full
+    while not aws.asked("DescribeInstances"):
+        time.sleep(0.05)
+    time.sleep(3)  # until the pipe is full
     process.terminate()
     time.sleep(1.5)
     assert process.poll() is None
@@ -430,7 +431,11 @@ def test_a_signal_during_start_up(script: Scripts, poller: Poller) -> None:
     """As soon as main.py runs, a signal ends in a poll line."""
     script(lambda request: Reply(page(), delay=5))
     process = poller.start()
-    time.sleep(0.25)
+    for _ in range(1000):
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+        if caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1:
+            break
+        time.sleep(0.01)
     process.terminate()
     run = finished(process)
     assert run.code == 143
