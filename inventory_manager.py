@@ -770,7 +770,9 @@ def _translated(error: Exception, action: str, region: str | None) -> InventoryE
     if not isinstance(error, ClientError):
         return InventoryError(type(error).__name__, f"{where}: {_clipped(str(error))}")
 
-    if error.operation_name != action.split(":")[-1]:  # the credentials' own: AssumeRole for a profile, say
+    # Another call than ours is one on the way to the credentials: AssumeRole for a profile, say.
+    ours = error.operation_name == action.split(":")[-1]
+    if not ours:
         where = f"no credentials: {error.operation_name}"
     code = error.response.get("Error", {}).get("Code")
     message = error.response.get("Error", {}).get("Message") or ""
@@ -780,7 +782,7 @@ def _translated(error: Exception, action: str, region: str | None) -> InventoryE
     # About a bad signature AWS repeats the signed request, session token and all.
     repeats_request = re.search("signature|credential=|security-token", message, re.IGNORECASE)
     said = f" AWS says: {_clipped(message)}" if message and not repeats_request else ""
-    if where.startswith("no credentials"):
+    if not ours:
         return CredentialsError(code, f"{where}: AWS answers {code}.{said}")
     if code in EXPIRED_CODES:
         return CredentialsError(

@@ -87,6 +87,10 @@ class Poller:
     environment: dict[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
+    def variables(self, env: Mapping[str, str] | None = None) -> dict[str, str]:
+        """All that is in the environment of the process, with `env`."""
+        return {"PATH": os.environ["PATH"], "HOME": str(self.home), **self.environment, **(env or {})}
+
     def start(
         self,
         *arguments: str,
@@ -96,7 +100,7 @@ class Poller:
     ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, main, *arguments],
-            env={"PATH": os.environ["PATH"], "HOME": str(self.home), **self.environment, **(env or {})},
+            env=self.variables(env),
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,
@@ -110,6 +114,14 @@ class Poller:
         self, *arguments: str, env: Mapping[str, str] | None = None, stdout: int | IO[str] = subprocess.PIPE
     ) -> Run:
         return finished(self.start(*arguments, env=env, stdout=stdout))
+
+    def shell(self, arguments: str) -> Run:
+        """Run main.py by a shell, which understands redirections."""
+        command = f"{sys.executable} {MAIN} {arguments}"
+        done = subprocess.run(
+            ["sh", "-c", command], env=self.variables(), capture_output=True, text=True, timeout=60, check=False
+        )
+        return Run(done.returncode, done.stdout, done.stderr)
 
 
 def finished(process: subprocess.Popen[str]) -> Run:

@@ -214,10 +214,13 @@ class Host:
         options = {"UserKnownHostsFile": "/dev/null", "StrictHostKeyChecking": "no", "LogLevel": "ERROR"}
         return ["-i", str(self.image / "key"), *(f"-o{name}={value}" for name, value in options.items())]
 
+    def by_ssh(self, command: str, *, terminal: bool = False) -> list[str]:
+        """The words of a command that runs `command` there as root, by ssh and sudo."""
+        ssh = ["ssh", *self.ssh_options, *(["-tt"] if terminal else []), f"admin@{HOST_ADDRESS}"]
+        return ["ip", "netns", "exec", self.our_namespace, *ssh, "sudo", "sh", "-c", shlex.quote(command)]
+
     def ssh(self, command: str, *, check: bool = True, terminal: bool = False) -> subprocess.CompletedProcess[str]:
-        """Run a command there as root, by ssh and sudo."""
-        words = ["ssh", *self.ssh_options, *(["-tt"] if terminal else []), f"admin@{HOST_ADDRESS}", "sudo", "sh", "-c"]
-        return run("ip", "netns", "exec", self.our_namespace, *words, shlex.quote(command), check=check, timeout=120)
+        return run(*self.by_ssh(command, terminal=terminal), check=check, timeout=120)
 
     def playbook(
         self, *arguments: str, project: Path = REPOSITORY, target: str = "target=recorder", check: bool = True

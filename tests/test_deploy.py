@@ -301,11 +301,7 @@ def test_upgrade_while_a_job_runs(deployed: Cloud, project: Path, tmp_path: Path
         for name, text in code.items():
             archive.writestr(name, text)
     with deployed.another_ec2(answer):
-        job = subprocess.Popen(
-            ["ip", "netns", "exec", deployed.host.our_namespace, "ssh", *deployed.host.ssh_options]
-            + [f"admin@{host.HOST_ADDRESS}", "sudo", "su", "-s", "/bin/sh", "-c"]
-            + [f"'/opt/inventory/current/poll >> /{LOG} 2>&1'", "inventory"],
-        )
+        job = subprocess.Popen(deployed.host.by_ssh(ONE_POLL))
         time.sleep(5)
         slowly = False
         (variables,) = re.findall(r'"target=recorders (.*)"', sample("variables"))

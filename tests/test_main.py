@@ -447,7 +447,7 @@ def test_nohup(script: Scripts, poller: Poller) -> None:
     script(lambda request: Reply(page(), delay=2))
     process = subprocess.Popen(
         ["nohup", sys.executable, MAIN],
-        env={"PATH": os.environ["PATH"], "HOME": str(poller.home), **poller.environment},
+        env=poller.variables(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -495,33 +495,19 @@ def test_a_signal_while_the_identity_is_asked(script: Scripts, poller: Poller) -
 def test_output_closed(script: Scripts, poller: Poller) -> None:
     """A closed standard output is exit code 74 and a sentence; no record goes into whatever has its descriptor."""
     aws = script(lambda request: page(an_instance()))
-    process = subprocess.run(
-        ["sh", "-c", f"{sys.executable} {MAIN} >&-"],
-        env={"PATH": os.environ["PATH"], "HOME": str(poller.home), **poller.environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert process.returncode == 74
-    (line,) = process.stderr.splitlines()
-    assert json.loads(line)["message"] == "standard output cannot be written: Bad file descriptor"
+    run = poller.shell(">&-")
+    assert run.code == 74
+    (log,) = run.logs
+    assert log["message"] == "standard output cannot be written: Bad file descriptor"
     assert aws.requests == [], "why ask, when the answer cannot be written?"
 
 
 def test_error_output_closed(script: Scripts, poller: Poller) -> None:
     """Diagnostics that have nowhere to go harm nothing: the poll is recorded, the exit code stands."""
     script(lambda request: ec2_error("UnauthorizedOperation", status=403))
-    process = subprocess.run(
-        ["sh", "-c", f"{sys.executable} {MAIN} 2>&-"],
-        env={"PATH": os.environ["PATH"], "HOME": str(poller.home), **poller.environment},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert process.returncode == 1
-    assert json.loads(process.stdout.splitlines()[-1])["record"] == "poll"
+    run = poller.shell("2>&-")
+    assert run.code == 1
+    assert run.records[-1]["record"] == "poll"
 
 
 def test_a_broken_pipe(script: Scripts, poller: Poller) -> None:
@@ -601,13 +587,7 @@ def test_both_streams_in_one_log(script: Scripts, poller: Poller, tmp_path: Path
     """As cron has it, `>> log 2>&1`: a file of JSON objects, whatever went wrong."""
     script(lambda request: Reply("nonsense"))
     log = tmp_path / "log"
-    process = subprocess.run(
-        ["sh", "-c", f"{sys.executable} {MAIN} --verbose >> {log} 2>&1"],
-        env={"PATH": os.environ["PATH"], "HOME": str(poller.home), **poller.environment},
-        timeout=60,
-        check=False,
-    )
-    assert process.returncode == 1
+    assert poller.shell(f"--verbose >> {log} 2>&1").code == 1
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert {record["record"] for record in records} == {"log", "region", "poll"}
     assert list(records[0]) == ["timestamp", "record", "level", "message"]

@@ -208,7 +208,7 @@ def test_moving_is_short(name: str) -> None:
 COMMANDS_TESTED_ELSEWHERE = {
     "./main.py --help": test_help,
     "pip install .": "test_packaging.py",
-    "python3 -m venv .venv && .venv/bin/pip install --require-hashes -r requirements.txt": "make's way to .venv, too",
+    "python3 -m venv .venv && .venv/bin/pip install --require-hashes -r requirements.txt": "test_deploy.py",
     ".venv/bin/python main.py": "test_terminal.py",
     "zip -r clustermanager.zip inventory_manager.py main.py": "test_deploy.py",
     'ansible-playbook deploy.yaml --inventory hosts.ini --extra-vars "target=recorders"': "test_deploy.py",

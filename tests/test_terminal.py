@@ -55,10 +55,9 @@ def on_terminal(
     """Run main.py with its three streams on a terminal of that size."""
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    environment = {"PATH": os.environ["PATH"], "HOME": str(poller.home), "TERM": "xterm-256color", "LANG": "C.UTF-8"}
     process = subprocess.Popen(
         [sys.executable, MAIN, *arguments],
-        env={**environment, **poller.environment, **(env or {})},
+        env=poller.variables({"TERM": "xterm-256color", "LANG": "C.UTF-8", **(env or {})}),
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
@@ -167,7 +166,7 @@ def test_progress_while_the_records_go_to_a_file(script: Scripts, poller: Poller
     with (tmp_path / "file").open("w") as file:
         process = subprocess.Popen(
             [sys.executable, MAIN],
-            env={"PATH": os.environ["PATH"], "HOME": str(poller.home), "TERM": "xterm", **poller.environment},
+            env=poller.variables({"TERM": "xterm"}),
             stdout=file,
             stderr=terminal,
         )
@@ -242,7 +241,7 @@ def test_a_terminal_that_goes_away(script: Scripts, poller: Poller, tmp_path: Pa
     with (tmp_path / "file").open("w") as file:
         process = subprocess.Popen(
             [sys.executable, MAIN],
-            env={"PATH": os.environ["PATH"], "HOME": str(poller.home), "TERM": "xterm", **poller.environment},
+            env=poller.variables({"TERM": "xterm"}),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=terminal,
