@@ -4,7 +4,7 @@ VENV ?= .venv
 # arguments to pytest
 TESTS ?=
 
-.PHONY: demo test check requirements clean
+.PHONY: demo test check faults requirements clean
 
 # Two polls of an emulated account, appended to demo.log as cron does, then the table that a person sees.
 demo: $(VENV)/ready
@@ -19,6 +19,10 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	PATH="$(VENV)/bin:$$PATH" ansible-lint --offline --profile production deploy.yaml
+
+# What is recorded when something fails: plays every fault at every joint, and writes docs/faults.md.
+faults: $(VENV)/ready
+	$(VENV)/bin/python tests/faults.py
 
 clustermanager.zip: inventory_manager.py main.py
 	rm -f $@

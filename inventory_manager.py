@@ -26,15 +26,19 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectTimeoutError,
     CredentialRetrievalError,
+    HTTPClientError,
     InvalidConfigError,
     MetadataRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    ReadTimeoutError,
     SSOError,
     TokenRetrievalError,
 )
+from botocore.exceptions import ConnectionError as BotocoreConnectionError
 from botocore.parsers import ResponseParserError
 
 if TYPE_CHECKING:
@@ -86,9 +90,10 @@ CLIENT_CONFIG = Config(
     max_pool_connections=REGIONS_AT_ONCE,  # all regions may ask the one STS at once
 )
 
-PAGE_ATTEMPTS = 3
-"""How often an answer that cannot be understood is asked for, and a pagination that went astray is begun. botocore
-retries neither."""
+ATTEMPTS = 4
+"""How often a call that failed is made where that may pass, and a pagination that went astray is begun. Beyond what
+botocore does: its own attempts are over in a third of a second, throttling apart, and it makes none where an answer
+cannot be understood."""
 
 PAUSE = 0.5
 """Seconds before the second of those attempts, doubled for each further one."""
@@ -292,7 +297,7 @@ class InventoryManager:
             answer = client.get_caller_identity()
             return CallerIdentity(account=answer["Account"], arn=answer["Arn"], user_id=answer["UserId"])
 
-        return _understood(ask, "sts:GetCallerIdentity", region)
+        return self._understood(ask, "sts:GetCallerIdentity", region)
 
     def available_regions(self) -> tuple[str, ...]:
         """All EC2 regions in the partition of the session's region, that one first, enabled or not.
@@ -395,15 +400,13 @@ class InventoryManager:
         begun = 1
         while True:
             try:
-                instances, token = _understood(ask, "ec2:DescribeInstances", region)
+                instances, token = self._understood(ask, "ec2:DescribeInstances", region)
                 if token in tokens:
                     raise InventoryError(
                         "RepeatedToken", f"DescribeInstances in {region} goes round: it gave the same page token twice"
                     )
-            except NotEnabledError as error:
-                raise self._confirmed(error, region) from error.__cause__
             except InventoryError as error:
-                if error.code not in BAD_TOKEN_CODES | {"RepeatedToken"} or begun == PAGE_ATTEMPTS:
+                if error.code not in BAD_TOKEN_CODES | {"RepeatedToken"} or begun == ATTEMPTS:
                     raise
                 logger.warning("%s: %s; starting over", region, error)
                 time.sleep(PAUSE * 2 ** (begun - 1))
@@ -418,6 +421,27 @@ class InventoryManager:
                 return
             tokens.add(token)
             request["NextToken"] = token
+
+    def _understood(self, ask: Callable[[], Answer], action: str, region: str) -> Answer:
+        """What `ask` returns, asked again where it fails in a way that may pass. Every failure is an InventoryError."""
+        for attempt in range(1, ATTEMPTS + 1):
+            cause: Exception
+            try:
+                return ask()
+            except (ClientError, BotoCoreError) as error:
+                cause, failure = error, _translated(error, action, region)
+            except (ResponseParserError, ValueError, LookupError, TypeError, AttributeError) as error:
+                # What botocore's parser and our own reading stumble over where an answer is of another form. Without
+                # the parser's own message, which holds the whole answer, and that may repeat the request.
+                flaw = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({type(error).__name__})"
+                cause, failure = error, _malformed(f"{action} in {region}", flaw)
+            if isinstance(failure, NotEnabledError):
+                failure = self._confirmed(failure, region)
+            if attempt == ATTEMPTS or not _may_pass(failure, cause):
+                raise failure from cause
+            logger.warning("attempt %d of %d: %s", attempt, ATTEMPTS, failure)
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+        raise AssertionError("not reached")
 
     def _confirmed(self, error: NotEnabledError, region: str) -> InventoryError:
         """`error` if the account really has not enabled `region`, else what else it means.
@@ -721,27 +745,16 @@ def _transition_time(reason: str) -> datetime | None:
         return None
 
 
-def _understood(ask: Callable[[], Answer], action: str, region: str) -> Answer:
-    """What `ask` returns. Every failure is an InventoryError; those that may pass are tried again, as botocore does
-    not: answers that cannot be understood, and credentials that are said to have expired, for they are renewed.
-    """
-    for attempt in range(1, PAGE_ATTEMPTS + 1):
-        cause: Exception
-        try:
-            return ask()
-        except (ClientError, BotoCoreError) as error:
-            cause, failure = error, _translated(error, action, region)
-        except (ResponseParserError, ValueError, LookupError, TypeError, AttributeError) as error:
-            # What botocore's parser and our own reading stumble over where an answer is of another form. Without the
-            # parser's own message, which holds the whole answer, and that may repeat the request.
-            flaw = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({type(error).__name__})"
-            cause, failure = error, _malformed(f"{action} in {region}", flaw)
-        may_pass = isinstance(failure, MalformedResponseError) or failure.code in EXPIRED_CODES
-        if attempt == PAGE_ATTEMPTS or not may_pass:
-            raise failure from cause
-        logger.warning("attempt %d of %d: %s", attempt, PAGE_ATTEMPTS, failure)
-        time.sleep(PAUSE * 2 ** (attempt - 1))
-    raise AssertionError("not reached")
+def _may_pass(failure: InventoryError, cause: Exception) -> bool:
+    """Whether to ask again, after botocore has asked as often as it does."""
+    if isinstance(cause, ClientError):
+        # Credentials that are refused may be renewed, and new ones are not known everywhere at once.
+        refused = isinstance(failure, CredentialsError) and failure.code in EXPIRED_CODES | REFUSED_CODES
+        broken = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+        return refused or broken or isinstance(failure, MalformedResponseError)
+    if isinstance(cause, (ConnectTimeoutError, ReadTimeoutError)):
+        return False  # they have had their time
+    return isinstance(cause, (BotocoreConnectionError, HTTPClientError)) or isinstance(failure, MalformedResponseError)
 
 
 def _malformed(where: str, flaw: str) -> MalformedResponseError:

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from difflib import get_close_matches
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -153,6 +153,9 @@ STATIC_STABILITY = timedelta(minutes=20)
 AWS accepts them while the service that renews them is down. botocore asks anew in the last quarter of an hour."""
 
 
+Answer = TypeVar("Answer")
+
+
 class UsageError(Exception):
     """What was asked for makes no sense."""
 
@@ -182,7 +185,9 @@ class InstanceMetadata:
     def provide(self) -> str:
         """The region, as botocore's configuration asks for it."""
         if self._region is None:
-            self._region = self._get("placement/region", r"[a-z]+(-[a-z]+)+-\d+", MetadataRetrievalError)
+            self._region = self._tried(
+                lambda: self._get("placement/region", r"[a-z]+(-[a-z]+)+-\d+"), MetadataRetrievalError
+            )
         return self._region
 
     def retrieve_iam_role_credentials(self) -> dict[str, str]:
@@ -191,11 +196,15 @@ class InstanceMetadata:
         def failed(error_msg: str) -> BotoCoreError:
             return CredentialRetrievalError(provider="instance metadata", error_msg=error_msg)
 
-        role = self._get("iam/security-credentials/", r"[\w+=,.@-]+", failed)
+        return self._tried(self._role_credentials, failed)
+
+    def _role_credentials(self) -> dict[str, str]:
+        role = self._get("iam/security-credentials/", r"[\w+=,.@-]+")
+        document = self._get(f"iam/security-credentials/{role}", r"(?s).+")
         try:
-            answer = json.loads(self._get(f"iam/security-credentials/{role}", r"(?s).+", failed))
+            answer = json.loads(document)
             if answer.get("Code") != "Success":
-                raise failed(
+                raise MetadataError(
                     f"role {role}: {answer.get('Code')}: {answer.get('Message')}. Does the role's trust policy "
                     "let ec2.amazonaws.com assume it?"
                 )
@@ -213,18 +222,23 @@ class InstanceMetadata:
             }
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             # not from the error: its text may be the answer, and that is a secret
-            raise failed(f"what is given for role {role} are no credentials ({type(error).__name__})") from None
+            raise MetadataError(f"what is given for role {role} are no credentials ({type(error).__name__})") from None
 
-    def _get(self, path: str, pattern: str, failed: Callable[..., BotoCoreError]) -> str:
+    def _tried(self, ask: Callable[[], Answer], failed: Callable[..., BotoCoreError]) -> Answer:
+        """What `ask` gives, which is asked for from the beginning where it fails: a name that was cut short on its
+        way looks like a name."""
         for attempt in range(1, METADATA_ATTEMPTS + 1):
             try:
-                token = self._ask("PUT", "api/token", r"[!-~]+", {"x-aws-ec2-metadata-token-ttl-seconds": "300"})
-                return self._ask("GET", f"meta-data/{path}", pattern, {"x-aws-ec2-metadata-token": token})
+                return ask()
             except MetadataError as error:
                 if attempt == METADATA_ATTEMPTS:
                     raise failed(error_msg=str(error)) from error
                 time.sleep(METADATA_PAUSE)
         raise AssertionError("not reached")
+
+    def _get(self, path: str, pattern: str) -> str:
+        token = self._ask("PUT", "api/token", r"[!-~]+", {"x-aws-ec2-metadata-token-ttl-seconds": "300"})
+        return self._ask("GET", f"meta-data/{path}", pattern, {"x-aws-ec2-metadata-token": token})
 
     def _ask(self, method: str, path: str, pattern: str, headers: dict[str, str]) -> str:
         if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
@@ -249,7 +263,9 @@ class InstanceMetadata:
                 "instance, and in a container, is its hop limit at least 2?"
             )
         text = str(response.text).strip()
-        if response.status_code != 200 or not re.fullmatch(pattern, text):
+        # botocore does not look whether a body is as long as it should be.
+        whole = response.headers.get("Content-Length") in {None, str(len(response.content))}
+        if response.status_code != 200 or not whole or not re.fullmatch(pattern, text):
             # not what it is: that may be a secret
             raise MetadataError(
                 f"{url} answers HTTP {response.status_code} with {len(text)} characters of another form"

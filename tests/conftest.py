@@ -115,9 +115,9 @@ class Poller:
     ) -> Run:
         return finished(self.start(*arguments, env=env, stdout=stdout))
 
-    def shell(self, arguments: str) -> Run:
-        """Run main.py by a shell, which understands redirections."""
-        command = f"{sys.executable} {MAIN} {arguments}"
+    def shell(self, arguments: str, before: str = "") -> Run:
+        """Run main.py by a shell, which understands redirections and has done `before`."""
+        command = f"{before} {sys.executable} {MAIN} {arguments}"
         done = subprocess.run(
             ["sh", "-c", command], env=self.variables(), capture_output=True, text=True, timeout=60, check=False
         )

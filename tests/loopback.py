@@ -30,11 +30,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, status: int, content_type: str, body: bytes, content_length: int | None = None) -> None:
         """Send this, claiming `content_length` where that is not the truth."""
-        self.close_connection = content_length is not None
+        self.close_connection |= content_length is not None
         try:
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body) if content_length is None else content_length))
+            if self.close_connection:
+                self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(body)
         except OSError:
