@@ -4,7 +4,7 @@ VENV ?= .venv
 # arguments to pytest
 TESTS ?=
 
-.PHONY: demo test check faults requirements clean
+.PHONY: demo test check faults soak requirements clean
 
 # Two polls of an emulated account, appended to demo.log as cron does, then the table that a person sees.
 demo: $(VENV)/ready
@@ -23,6 +23,12 @@ check: $(VENV)/ready
 # What is recorded when something fails: plays every fault at every joint, and writes docs/faults.md.
 faults: $(VENV)/ready
 	$(VENV)/bin/python tests/faults.py
+
+# Hundreds of polls, and years of them on a simulated clock: minutes to half an hour. Writes docs/soak.md.
+soak: $(VENV)/ready
+	$(VENV)/bin/python tests/soak.py > docs/soak.tmp
+	mv docs/soak.tmp docs/soak.md
+	@cat docs/soak.md
 
 clustermanager.zip: inventory_manager.py main.py
 	rm -f $@

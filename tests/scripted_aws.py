@@ -136,22 +136,26 @@ def endless() -> Callable[[Request], str]:
 
 
 def an_instance(
-    instance_id: str | int = 0, *, state: str = "running", tags: Mapping[str, str] | None = None, more: str = ""
+    instance_id: str | int = 0,
+    *,
+    state: str = "running",
+    launched: str = "2026-11-01T08:00:00.000Z",
+    tags: Mapping[str, str] | None = None,
+    more: str = "",
 ) -> str:
     """An instance in DescribeInstances' XML. `more` is XML put into it as it is."""
     if isinstance(instance_id, int):
         instance_id = f"i-{instance_id:017x}"
     items = "".join(
-        f"<item><key>{_escaped(key)}</key><value>{_escaped(value)}</value></item>"
-        for key, value in (tags or {}).items()
+        f"<item><key>{escaped(key)}</key><value>{escaped(value)}</value></item>" for key, value in (tags or {}).items()
     )
     return (
         f"<item><instanceId>{instance_id}</instanceId><imageId>ami-0abcdef1234567890</imageId>"
         f"<instanceState><code>16</code><name>{state}</name></instanceState>"
-        f"<instanceType>t4g.nano</instanceType><launchTime>2026-11-01T08:00:00.000Z</launchTime>"
+        f"<instanceType>t4g.nano</instanceType><launchTime>{launched}</launchTime>"
         f"<tagSet>{items}</tagSet>{more}</item>"
     )
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     return escape(text, {"\r": "&#13;", "\n": "&#10;", "\t": "&#9;"})

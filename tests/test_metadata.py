@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from instance_metadata import some_credentials
-from scripted_aws import Reply, Request, ScriptedAWS, an_instance, page
+from scripted_aws import Request, ScriptedAWS, an_instance, page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -218,12 +218,3 @@ def test_a_proxy_is_not_asked_for_metadata(script: Scripts, poller: Poller) -> N
     run = poller.run(env={"http_proxy": "http://127.0.0.1:9"})
     assert run.code == 1
     assert run.poll["error"]["code"] == "ProxyConnectionError"
-
-
-def test_no_secret_is_written(script: Scripts, poller: Poller) -> None:
-    """Neither key, secret nor token is in anything that is written, --verbose and failures included."""
-    script(lambda request: Reply("<html/>", 400) if request.page_token else page(an_instance(), token="t1"))
-    run = poller.run("--verbose", "--full")
-    assert run.code == 1
-    for secret in ("secret-of-ASIAMETADATA", "token-of-ASIAMETADATA", "Signature="):
-        assert secret not in run.stdout + run.stderr
