@@ -16,11 +16,13 @@ import re
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
+from xml.parsers.expat import ParserCreate
+from xml.sax.saxutils import escape
 
 from botocore.config import Config
 from botocore.exceptions import (
@@ -39,12 +41,15 @@ from botocore.exceptions import (
     TokenRetrievalError,
 )
 from botocore.exceptions import ConnectionError as BotocoreConnectionError
+from botocore.model import ListShape, StructureShape
 from botocore.parsers import ResponseParserError
+from botocore.utils import parse_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import boto3
+    from botocore.model import ServiceModel, Shape
     from mypy_boto3_ec2 import EC2Client
     from mypy_boto3_ec2.type_defs import (
         DescribeInstancesRequestTypeDef,
@@ -124,6 +129,8 @@ REFUSED_CODES = frozenset(
 DENIED_CODES = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"})
 NOT_ENABLED_CODES = frozenset({"AuthFailure", "OptInRequired"})
 BAD_TOKEN_CODES = frozenset({"InvalidNextToken", "InvalidPaginationToken"})
+
+REQUEST_ID = "requestId"
 
 Record = dict[str, Any]
 """One line of the log as a dictionary. Times in it are `datetime`, errors `InventoryError`: see `json_line`."""
@@ -286,6 +293,7 @@ class InventoryManager:
         self._session = session
         self._session_lock = threading.Lock()
         self._sts: STSClient | None = None
+        self._reader: _Reader | None = None
 
     def caller_identity(self) -> CallerIdentity:
         """Who the session is, from STS GetCallerIdentity, which needs no permission.
@@ -359,7 +367,11 @@ class InventoryManager:
 
     def _ec2_client(self, region: str) -> EC2Client:
         with self._using_session("ec2:DescribeInstances", region):
-            return self._session.client("ec2", region_name=region, config=CLIENT_CONFIG)
+            client = self._session.client("ec2", region_name=region, config=CLIENT_CONFIG)
+            if self._reader is None:
+                self._reader = _Reader(client.meta.service_model)
+        client.meta.events.register("before-parse.ec2.DescribeInstances", self._reader.before_parse)
+        return client
 
     def _sts_client(self, region: str) -> STSClient:
         with self._using_session("sts:GetCallerIdentity", region):
@@ -749,6 +761,145 @@ def _transition_time(reason: str) -> datetime | None:
         return datetime.fromisoformat(f"{found[1]}+00:00") if found else None
     except ValueError:  # a day that no calendar has
         return None
+
+
+class _Element(NamedTuple):
+    """What to make of an XML element."""
+
+    key: str | None
+    """Under which it is in the structure that it is in. None in a list."""
+    make: Callable[..., Any]
+    """dict, list, or what converts the text of a scalar."""
+    children: Mapping[str, _Element] | None
+    """By their names in the XML. None for a scalar."""
+
+
+class _Reader:
+    """Reads DescribeInstances' answers as botocore's parser does, to an equal result, in a seventh of the time: by
+    expat, which calls back for each element, and a table of what to make of each, compiled from botocore's own model.
+
+    botocore's parser stays the judge: it reads whatever is not as it always is, in the model or in an answer. So what
+    is not well-formed, or a number that is none, ends as it would without the reader. But an element that comes twice
+    is an error: botocore's parser would put XML nodes in its place.
+    """
+
+    def __init__(self, model: ServiceModel) -> None:
+        utc = parse_timestamp("1970-01-01T00:00:00Z").tzinfo
+        plain = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z", re.ASCII).fullmatch
+
+        def timestamp(text: str) -> datetime:
+            # What parse_timestamp makes of it, which takes a hundred times as long.
+            return datetime.fromisoformat(text[:-1]).replace(tzinfo=utc) if plain(text) else parse_timestamp(text)
+
+        scalars: dict[str, Callable[[str], Any]] = {
+            **dict.fromkeys(("string", "character"), str),
+            **dict.fromkeys(("integer", "long"), int),
+            **dict.fromkeys(("float", "double"), float),
+            "boolean": lambda text: text == "true",
+            "timestamp": timestamp,
+        }
+
+        def compiled(shape: Shape, key: str | None) -> _Element:
+            if shape.serialization.keys() - {"name", "queryName"} or getattr(shape, "is_tagged_union", False):
+                raise NotImplementedError(shape)
+            if isinstance(shape, StructureShape):
+                members = shape.members.items()
+                children = {member.serialization.get("name", name): compiled(member, name) for name, member in members}
+                return _Element(key, dict, children)
+            if isinstance(shape, ListShape):
+                return _Element(key, list, {shape.member.serialization["name"]: compiled(shape.member, None)})
+            return _Element(key, scalars[shape.type_name], None)
+
+        self._root: dict[str, _Element] = {}
+        shape = model.operation_model("DescribeInstances").output_shape
+        with suppress(NotImplementedError, LookupError):  # then every answer is a surprise, and left to botocore
+            answer = compiled(cast("StructureShape", shape), None)
+            # In each answer, though not in its shape.
+            children = {**(answer.children or {}), REQUEST_ID: _Element(REQUEST_ID, str, None)}
+            self._root["DescribeInstancesResponse"] = answer._replace(children=children)
+
+    def before_parse(self, response_dict: dict[str, Any], customized_response_dict: Record, **event: object) -> None:
+        """Handles botocore's event of that name, as the answer is on its way to the parser: gives the result, and
+        leaves to the parser what it makes of the rest."""
+        if response_dict["status_code"] != 200:
+            return
+        try:
+            answer = self._read(response_dict["body"])
+        except ResponseParserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, botocore's parser says it better
+            logger.debug("an answer is left to botocore's parser: %r", error)
+            return
+        request_id = answer.pop(REQUEST_ID, None)
+        said = "" if request_id is None else f"<{REQUEST_ID}>{escape(request_id)}</{REQUEST_ID}>"
+        response_dict["body"] = f"<DescribeInstancesResponse>{said}</DescribeInstancesResponse>".encode()
+        customized_response_dict.update(answer)
+
+    def _read(self, body: bytes) -> Record:
+        parser = ParserCreate("utf-8")
+        parser.buffer_text = True
+        answers: list[Record] = []
+        # The element that is being read, and those around it.
+        key: str | None = None
+        make: Callable[..., Any] = list
+        children: Mapping[str, _Element] | None = self._root
+        value: Any = answers
+        around: list[tuple[str | None, Callable[..., Any], Mapping[str, _Element] | None, Any]] = []
+        text = ""
+        unknown = 0  # how many elements deep in one that the model does not have
+
+        def start(name: str, attributes: Mapping[str, str]) -> None:
+            nonlocal key, make, children, value, text, unknown
+            if ":" in name or (attributes and around):
+                raise ValueError(f"{name} has a prefix or attributes")
+            if unknown:
+                unknown += 1
+                return
+            if children is None or (name not in children and make is not dict):
+                raise ValueError(f"{name} in a scalar or a list")
+            if name not in children:
+                unknown = 1
+                return
+            around.append((key, make, children, value))
+            key, make, children = children[name]
+            if children is None:
+                text = ""
+                parser.CharacterDataHandler = characters
+            else:
+                value = make()
+
+        def characters(data: str) -> None:
+            nonlocal text
+            text += data
+
+        def end(name: str) -> None:
+            nonlocal key, make, children, value, unknown
+            if unknown:
+                unknown -= 1
+                return
+            made, made_key = value, key
+            if children is None:
+                parser.CharacterDataHandler = None
+                made = make(text)
+            key, make, children, value = around.pop()
+            if made_key is None:
+                value.append(made)
+            elif made_key in value:
+                raise ResponseParserError(f"{name} comes twice")
+            else:
+                value[made_key] = made
+
+        def doctype(*declared: object) -> None:
+            raise ValueError("a document type, and perhaps entities")
+
+        parser.StartElementHandler = start
+        parser.EndElementHandler = end
+        parser.StartDoctypeDeclHandler = doctype
+        try:
+            parser.Parse(body, True)
+        finally:  # else parser and handlers keep each other, and the page, until the garbage collector comes
+            parser.StartElementHandler = parser.EndElementHandler = parser.CharacterDataHandler = None
+        return answers[0]
 
 
 def _may_pass(failure: InventoryError, cause: Exception) -> bool:

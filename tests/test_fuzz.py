@@ -112,17 +112,20 @@ ACCIDENTS = st.lists(
 )
 
 
+def damaged(body: bytes, accidents: list[tuple[float, int, bytes]]) -> bytes:
+    for where, removed, inserted in accidents:
+        start = int(where * len(body))
+        body = body[:start] + inserted + body[start + removed :]
+    return body
+
+
 @settings(repeatable, max_examples=300)
 @given(accidents=ACCIDENTS)
 def test_damaged_pages(
     accidents: list[tuple[float, int, bytes]], polled: Callable[[str | bytes], list[dict[str, Any]]]
 ) -> None:
     """A page that is damaged anywhere is a page still, or a failed region that says so and has recorded nothing."""
-    body = PAGE.encode()
-    for where, removed, inserted in accidents:
-        start = int(where * len(body))
-        body = body[:start] + inserted + body[start + removed :]
-    *instances, region, poll = polled(body)
+    *instances, region, poll = polled(damaged(PAGE.encode(), accidents))
     assert region["instances"] == len(instances) == poll["instances"]
     if region["status"] == "ok":
         assert poll["complete"] is True
