@@ -839,49 +839,50 @@ class _Reader:
         parser = ParserCreate("utf-8")
         parser.buffer_text = True
         answers: list[Record] = []
-        # The element that is being read, and those around it.
+        # The list or structure that is being read, and those around it.
         key: str | None = None
-        make: Callable[..., Any] = list
-        children: Mapping[str, _Element] | None = self._root
+        children: Mapping[str, _Element] = self._root
         value: Any = answers
-        around: list[tuple[str | None, Callable[..., Any], Mapping[str, _Element] | None, Any]] = []
+        around: list[tuple[str | None, Mapping[str, _Element], Any]] = []
+        scalar: _Element | None = None
         text = ""
         unknown = 0  # how many elements deep in one that the model does not have
 
         def start(name: str, attributes: Mapping[str, str]) -> None:
-            nonlocal key, make, children, value, text, unknown
-            if ":" in name or (attributes and around):
-                raise ValueError(f"{name} has a prefix or attributes")
-            if unknown:
-                unknown += 1
+            nonlocal key, children, value, scalar, text
+            if unknown or scalar or (attributes and around) or name not in children:
+                surprise(name, attributes)
                 return
-            if children is None or (name not in children and make is not dict):
-                raise ValueError(f"{name} in a scalar or a list")
-            if name not in children:
-                unknown = 1
-                return
-            around.append((key, make, children, value))
-            key, make, children = children[name]
-            if children is None:
-                text = ""
+            element = children[name]
+            if element.children is None:
+                scalar, text = element, ""
                 parser.CharacterDataHandler = characters
             else:
+                around.append((key, children, value))
+                key, make, children = element  # type: ignore[assignment]  # which is not None
                 value = make()
+
+        def surprise(name: str, attributes: Mapping[str, str]) -> None:
+            nonlocal unknown
+            if attributes or scalar or ":" in name or isinstance(value, list):
+                raise ValueError(f"{name} is not as ever")
+            unknown += 1
 
         def characters(data: str) -> None:
             nonlocal text
             text += data
 
         def end(name: str) -> None:
-            nonlocal key, make, children, value, unknown
+            nonlocal key, children, value, scalar, unknown
             if unknown:
                 unknown -= 1
                 return
-            made, made_key = value, key
-            if children is None:
-                parser.CharacterDataHandler = None
-                made = make(text)
-            key, make, children, value = around.pop()
+            if scalar:
+                made_key, made = scalar.key, scalar.make(text)
+                scalar = parser.CharacterDataHandler = None
+            else:
+                made_key, made = key, value
+                key, children, value = around.pop()
             if made_key is None:
                 value.append(made)
             elif made_key in value:
