@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 # arguments to pytest
 TESTS ?=
+# arguments to benchmarks/bench.py
+BENCH ?=
 
-.PHONY: demo test check faults soak requirements clean
+BENCH_VENVS = boto3 awscli c7n ansible matplotlib
+
+.PHONY: demo test check faults soak bench requirements bench-requirements clean
 
 # Two polls of an emulated account, appended to demo.log as cron does, then the table that a person sees.
 demo: $(VENV)/ready
@@ -30,22 +34,46 @@ soak: $(VENV)/ready
 	mv docs/soak.tmp docs/soak.md
 	@cat docs/soak.md
 
+# main.py and other tools side by side: the table and the plot of benchmarks/README.md.
+bench: $(BENCH_VENVS:%=.bench/%/ready)
+	$(PYTHON) benchmarks/bench.py $(BENCH)
+
 clustermanager.zip: inventory_manager.py main.py
 	rm -f $@
 	zip -r $@ $^
 
 # Pins the newest versions that pyproject.toml's ranges allow, with hashes, for every Python from 3.10 up.
-COMPILE = UV_PYTHON_DOWNLOADS=never UV_CUSTOM_COMPILE_COMMAND="make requirements" $(VENV)/bin/uv pip compile \
-	--quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-emit-index-url --extra terminal
+COMPILE = UV_PYTHON_DOWNLOADS=never UV_CUSTOM_COMPILE_COMMAND="make $@" $(VENV)/bin/uv pip compile \
+	--quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-emit-index-url
 requirements: $(VENV)/ready
-	$(COMPILE) pyproject.toml --output-file requirements.txt
-	$(COMPILE) pyproject.toml --group test --constraint requirements.txt --output-file tests/requirements.txt
+	$(COMPILE) --extra terminal pyproject.toml --output-file requirements.txt
+	$(COMPILE) --extra terminal pyproject.toml --group test --constraint requirements.txt \
+		--output-file tests/requirements.txt
+
+# The same for what main.py is measured with. Ansible's collection needs a boto3 that its package does not bring.
+bench-requirements: $(VENV)/ready
+	echo awscli | $(COMPILE) - --output-file benchmarks/requirements-awscli.txt
+	echo c7n | $(COMPILE) - --output-file benchmarks/requirements-c7n.txt
+	printf 'ansible\nboto3\n' | $(COMPILE) - --output-file benchmarks/requirements-ansible.txt
+	echo matplotlib | $(COMPILE) - --output-file benchmarks/requirements-matplotlib.txt
 
 clean:
-	rm -rf $(VENV) demo.log clustermanager.zip
+	rm -rf $(VENV) .bench demo.log clustermanager.zip
 
 $(VENV)/ready: tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
 	@touch $@
+
+# The plain boto3 loop has the very packages of main.py.
+.bench/boto3/ready: requirements.txt
+	$(bench-venv)
+.bench/%/ready: benchmarks/requirements-%.txt
+	$(bench-venv)
+
+define bench-venv
+$(PYTHON) -m venv --clear $(@D)
+$(@D)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+@touch $@
+endef

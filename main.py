@@ -564,13 +564,14 @@ def exit_code(outcome: PollOutcome, signals: Sequence[signal.Signals]) -> int:
 
 def run(asked: argparse.Namespace, as_table: bool) -> int:
     session = make_session(asked.profile, asked.region)
-    poll = InventoryManager(session).poll(asked.region, all_regions=asked.all_regions, deadline=asked.deadline)
+    manager = InventoryManager(session)
+    poll = manager.poll(asked.region, all_regions=asked.all_regions, full=asked.full, deadline=asked.deadline)
     records: list[Record] = []
     ended = False
     with cancelled_by_signals(poll) as signals:
         try:
             with progress(poll, as_table) as advance:
-                for record in poll.records(full=asked.full):
+                for record in poll.records():
                     if as_table:
                         records.append(record)
                     else:

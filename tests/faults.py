@@ -191,8 +191,8 @@ FAULTS = (
     Fault("200, foreign XML", says(FOREIGN_XML), at=AWS),
     Fault("200, invalid XML", replaced("</", "<"), at=AWS),
     Fault("200, 50 MB, slow but steady", fifty_megabytes, stays="complete"),
-    Fault("a bad integer", replaced("<code>16<", "<code>sixteen<"), at=PAGES),
-    Fault("a bad date", replaced("2026-11-01T", "2026-31-01T"), at=PAGES),
+    Fault("a bad integer", replaced("<deviceIndex>0<", "<deviceIndex>zero<"), at=PAGES),
+    Fault("a bad date", replaced("<attachTime>2026-", "<attachTime>soon-"), at=PAGES),
     Fault("a bad date of expiry", replaced('"Expiration": "', '"Expiration": "soon'), at=[CREDENTIALS]),
     Fault("an element missing", replaced("<(reservationSet|Account)>.*</\\1>", ""), at=AWS),
     Fault("a key missing", replaced('"Token": "[^"]*", ', ""), at=[CREDENTIALS]),
@@ -228,7 +228,11 @@ def honest_page(request: Request) -> str:
     number = {None: 0, "t1": 1, "t2": 2}[request.page_token]
     ids = FLEET[request.region][number]
     token = None if number == 2 else f"t{number + 1}"
-    return page(*(an_instance(each, tags={"Name": each}) for each in ids), token=token)
+    more = (
+        "<networkInterfaceSet><item><attachment><deviceIndex>0</deviceIndex>"
+        "<attachTime>2026-11-01T08:00:00.000Z</attachTime></attachment></item></networkInterfaceSet>"
+    )
+    return page(*(an_instance(each, tags={"Name": each}, more=more) for each in ids), token=token)
 
 
 class FaultyAWS(LoopbackService):

@@ -39,7 +39,7 @@ from inventory_manager import InventoryManager, json_line
 
 manager = InventoryManager(boto3.Session())
 for _ in range(int(sys.argv[1])):
-    for record in manager.poll(["eu-west-1", "us-east-1", "us-west-2"]).records(full=True):
+    for record in manager.poll(["eu-west-1", "us-east-1", "us-west-2"], full=True).records():
         json_line(record)
     for thread in threading.enumerate():
         if thread is not threading.current_thread():

@@ -260,9 +260,11 @@ def test_every_field(script: Scripts, session: Sessions) -> None:
         volumes=("vol-1", "vol-2"),
         managed_by="eks.amazonaws.com",
         tags={"Name": "db", "Team": "payments", "empty": ""},
-        details={},
     )
-    assert instance.details["Placement"]["Tenancy"] == "dedicated"
+    (full,) = InventoryManager(session(aws)).instances(full=True)
+    assert full == instance
+    assert full.details
+    assert full.details["Placement"]["Tenancy"] == "dedicated"
     with pytest.raises(AttributeError):
         instance.state = "running"  # type: ignore[misc]  # it is frozen: that is the test
 
@@ -360,6 +362,7 @@ def test_tokens_that_go_round(script: Scripts, session: Sessions) -> None:
     assert len(aws.requests) == 12
 
 
+ATTACHMENT = "<networkInterfaceSet><item><attachment>{}</attachment></item></networkInterfaceSet>"
 MALFORMED = {
     "empty": "",
     "page of a proxy": "<html><body>Please log in</body></html>",
@@ -367,8 +370,8 @@ MALFORMED = {
     "not XML": "upstream connect error",
     "cut off": page(an_instance())[:-40],
     "no Reservations": page().replace("reservationSet", "nothing"),
-    "a bad integer": page(an_instance(more="<amiLaunchIndex>first</amiLaunchIndex>")),
-    "a bad time": page(an_instance(more="<usageOperationUpdateTime>soon</usageOperationUpdateTime>")),
+    "a bad integer": page(an_instance(more=ATTACHMENT.format("<deviceIndex>first</deviceIndex>"))),
+    "a bad time": page(an_instance(more=ATTACHMENT.format("<attachTime>soon</attachTime>"))),
     "no id": page(an_instance().replace("instanceId", "id")),
     "no state": page(an_instance().replace("instanceState", "mood")),
     "a control character": page(an_instance(more="<keyName>\x1b</keyName>")),
@@ -398,6 +401,14 @@ def test_a_malformed_answer_that_passes(body: str, script: Scripts, session: Ses
     aws = script(answer)
     assert len(list(InventoryManager(session(aws)).instances())) == 2
     assert [request.page_token for request in aws.requests] == [None, "t1", "t1"]
+
+
+def test_a_bad_number_that_nobody_asks_for(script: Scripts, session: Sessions) -> None:
+    """It is part of an instance's details, and of nothing else: only they cannot be given."""
+    aws = script(lambda request: page(an_instance(more="<amiLaunchIndex>first</amiLaunchIndex>")))
+    assert only(InventoryManager(session(aws)))
+    with pytest.raises(MalformedResponseError):
+        list(InventoryManager(session(aws)).instances(full=True))
 
 
 # Errors

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from scripted_aws import ScriptedAWS, ec2_error, page
 from test_fuzz import ACCIDENTS, PAGE, damaged, repeatable
 
-from inventory_manager import InventoryManager, MalformedResponseError, _Reader
+from inventory_manager import InventoryManager, MalformedResponseError, _instances, _Reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MODEL = boto3.Session("AKIAEXAMPLE", "secret").client("ec2", "eu-west-1").meta.service_model
 OPERATION = MODEL.operation_model("DescribeInstances")
-READER = _Reader(MODEL)
+READER = _Reader(MODEL, full=True)
 SHAPE = cast("StructureShape", OPERATION.output_shape)
 
 
@@ -106,6 +106,33 @@ def test_every_member_of_the_model(seed: int) -> None:
     alone, together, read = both(f"{body}</DescribeInstancesResponse>".encode())
     assert read
     assert typed(together) == typed(alone)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_an_instance_is_made_of(seed: int) -> None:
+    """A reader that is not full reads whatever an Instance needs: made of its result, all of them are equal."""
+    content = rendered(SHAPE, random.Random(seed), "")
+    body = f"<DescribeInstancesResponse>{content}</DescribeInstancesResponse>".encode()
+
+    def made_by(reader: _Reader) -> Any:
+        answer: Any = {}
+        reader.before_parse({"status_code": 200, "headers": {}, "body": body}, answer)
+        try:
+            return _instances(answer, "eu-west-1", full=False), answer.get("NextToken")
+        except KeyError as error:  # an instance without an id, say
+            return repr(error)
+
+    assert made_by(_Reader(MODEL, full=False)) == made_by(READER)
+
+
+def test_what_nobody_needs_is_not_read() -> None:
+    """A reader that is not full leaves most of an answer out."""
+    answers: list[dict[str, Any]] = [{}, {}]
+    content = max((rendered(SHAPE, random.Random(seed), "") for seed in range(5)), key=len)
+    body = f"<DescribeInstancesResponse>{content}</DescribeInstancesResponse>".encode()
+    for answer, full in zip(answers, (True, False), strict=True):
+        _Reader(MODEL, full).before_parse({"status_code": 200, "headers": {}, "body": body}, answer)
+    assert len(repr(answers[1])) < len(repr(answers[0])) / 2
 
 
 def test_the_model_is_covered() -> None:
@@ -278,5 +305,5 @@ def test_a_model_that_it_does_not_know(changed: dict[str, Any]) -> None:
     definition["shapes"]["Tag"] = changed
     response = {"status_code": 200, "headers": {}, "body": PAGE.encode()}
     given_in_advance: dict[str, Any] = {}
-    _Reader(ServiceModel(definition, "ec2")).before_parse(response, given_in_advance)
+    _Reader(ServiceModel(definition, "ec2"), full=True).before_parse(response, given_in_advance)
     assert (response["body"], given_in_advance) == (PAGE.encode(), {})
