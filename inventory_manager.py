@@ -23,7 +23,6 @@ from operator import attrgetter
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar, cast
 from xml.parsers.expat import ParserCreate
-from xml.sax.saxutils import escape
 
 from botocore.config import Config
 from botocore.exceptions import (
@@ -84,9 +83,11 @@ PAGE_SIZE = 1000
 """Instances a page. The most DescribeInstances gives; without any, AWS calls the request "susceptible to throttling
 and timeouts"."""
 
-REGIONS_AT_ONCE = 16
+REGIONS_AT_ONCE = 6
+"""Enough to keep a processor busy while others wait for AWS. Each may have a page of 10 MB in its hands."""
+
 PAGES_AT_ONCE = 4
-"""Pages that wait for the reader of a poll. Together with one in each region's hands, this bounds its memory."""
+"""Pages that wait for the reader of a poll. Together with those in the regions' hands, this bounds its memory."""
 
 CLIENT_CONFIG = Config(
     connect_timeout=5,  # seconds
@@ -332,7 +333,8 @@ class InventoryManager:
         """Every instance in `region` (default: the session's), in every state, each once, a page at a time.
 
         Instances that AWS services manage are among them. `filters` are DescribeInstances' own, a name with a value
-        or several: `{"tag:Team": "payments", "instance-state-name": ["running", "stopped"]}`. `full` keeps the `details` of each.
+        or several: `{"tag:Team": "payments", "instance-state-name": ["running", "stopped"]}`. `full` keeps the
+        `details` of each.
 
         Raises InventoryError, at once or between two pages: what came before is not the whole region then.
         """
@@ -352,10 +354,10 @@ class InventoryManager:
         full: bool = False,
         deadline: float | None = None,
     ) -> Poll:
-        """A `Poll` of `regions` (default: the session's), or of all `available_regions`, up to 16 at once.
+        """A `Poll` of `regions` (default: the session's), or of all `available_regions`, up to 6 at once.
 
-        `full` keeps the `details` of each instance. `deadline` is in seconds from now: what has not answered by then is recorded as failed. Without one, a server
-        that sends a byte now and then can keep a poll for ever.
+        `full` keeps the `details` of each instance. `deadline` is in seconds from now: what has not answered by then
+        is recorded as failed. Without one, a server that sends a byte now and then can keep a poll for ever.
         """
         names = tuple(dict.fromkeys(regions or ()))
 
@@ -875,9 +877,10 @@ class _Reader:
         except Exception as error:  # noqa: BLE001 - whatever it is, botocore's parser says it better
             logger.debug("an answer is left to botocore's parser: %r", error)
             return
-        request_id = answer.pop(REQUEST_ID, None)
-        said = "" if request_id is None else f"<{REQUEST_ID}>{escape(request_id)}</{REQUEST_ID}>"
-        response_dict["body"] = f"<DescribeInstancesResponse>{said}</DescribeInstancesResponse>".encode()
+        request_id = answer.pop(REQUEST_ID, "")
+        if not re.fullmatch(r"[\w-]*", request_id, re.ASCII):
+            return
+        response_dict["body"] = f"<answer><{REQUEST_ID}>{request_id}</{REQUEST_ID}></answer>".encode()
         customized_response_dict.update(answer)
 
     def _read(self, body: bytes) -> Record:

@@ -24,7 +24,6 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
-from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar, cast
 
@@ -321,6 +320,8 @@ def check_regions(session: botocore.session.Session, names: Iterable[str]) -> No
     ]
     for name in names:
         if name not in known:
+            from difflib import get_close_matches
+
             # Two letters changed places ("us-esat-1"): to difflib us-west-1 would be as near.
             anagrams = [region for region in known if sorted(region) == sorted(name)]
             nearest = (anagrams or get_close_matches(name, known, n=1, cutoff=0) or known)[0]

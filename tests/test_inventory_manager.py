@@ -620,7 +620,7 @@ def test_available_regions(session: Sessions, script: Scripts) -> None:
     assert aws.requests == []
 
 
-def test_at_most_16_regions_at_once(session: Sessions, script: Scripts) -> None:
+def test_at_most_6_regions_at_once(session: Sessions, script: Scripts) -> None:
     """The number of regions that are asked at the same time is bounded."""
     lock = threading.Lock()
     now = most = 0
@@ -637,8 +637,8 @@ def test_at_most_16_regions_at_once(session: Sessions, script: Scripts) -> None:
 
     aws = script(answer)
     poll = InventoryManager(session(aws)).poll(all_regions=True)
-    assert sum(isinstance(item, RegionOutcome) for item in poll) == len(poll.regions) > 16
-    assert 2 < most <= 16
+    assert sum(isinstance(item, RegionOutcome) for item in poll) == len(poll.regions) > 6
+    assert 2 < most <= 6
 
 
 def test_a_slow_reader_bounds_what_is_read(session: Sessions, script: Scripts) -> None:
