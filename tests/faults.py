@@ -464,6 +464,9 @@ reached: where it passes / where it stays, or one word for both. `·` is where i
 3. Never is anything recorded that was not said, a line torn, or a credential told. `make faults` writes this page anew;
 the tests play the same and compare.
 
+What goes wrong with the output (closed, open for reading only, a full disk, one that fills up in mid-poll) is exit code
+74 and a sentence. The next poll that can write is complete, and no line of it is joined to one that was cut off.
+
 """
 
 

@@ -1,8 +1,8 @@
 """python tests/soak.py: whether polls leave anything behind; then years of an account whose instances come and go, and
 what polls at each cadence record of them.
 
-What the log of a year shows is computed from the history. That it is what the poller writes is verified for its first
-days, which are polled for real, over HTTP.
+The first year is polled for real, over HTTP. What the log of the others shows is computed from the history; that it is
+what the poller writes is verified for their first days.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def years(seeds: Sequence[int], days: int, real_days: int, cadences: Sequence[in
         account = random_account(seed, days)
         for minutes in cadences:
             plans = random_plans(seed, days, minutes * MINUTE)
-            in_front = [plan for plan in plans if plan.at < real_days * DAY]
+            first = (seed, minutes) == (seeds[0], cadences[0])  # is polled for real from end to end
+            in_front = [plan for plan in plans if first or plan.at < real_days * DAY]
             as_foreseen = poll_for_real(account, in_front)
             verdict = judge(account, foreseen(account, plans))
             good &= as_foreseen and not verdict.lost
@@ -147,7 +148,8 @@ YEARS = """
 Years of an emulated account: nine of ten of its instances live for less than 50 minutes, some for months, they come in
 bursts, stop and start, and are listed for 10 to 70 minutes after their end. The poller, the metadata service, STS and
 regions fail for hours again and again. Each instance is recorded, or has lived wholly where the record itself shows
-that nobody looked; otherwise it would be silently lost.
+that nobody looked; otherwise it would be silently lost. What is not polled for real, over HTTP, is computed; where both
+are done, they agree to the last tag.
 """
 
 
@@ -156,7 +158,7 @@ def main() -> int:
     parser.add_argument("--polls", type=int, default=500, help="in one process; by main.py two fifths of that")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3], help="one for each history")
     parser.add_argument("--days", type=int, default=365)
-    parser.add_argument("--real-days", type=int, default=30, help="how many of them are polled for real as well")
+    parser.add_argument("--real-days", type=int, default=7, help="how many of them are polled for real as well")
     parser.add_argument("--cadences", type=int, nargs="+", default=[60, 30, 15], help="minutes from poll to poll")
     asked = parser.parse_args()
     print(INTRODUCTION)

@@ -6,7 +6,19 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from faults import DOCUMENT, FLEET, HOME, IDENTITY, JOINTS, METADATA, PAGES, honest_page, performed, rendered
+from faults import (
+    DOCUMENT,
+    FLEET,
+    HOME,
+    IDENTITY,
+    INTRODUCTION,
+    JOINTS,
+    METADATA,
+    PAGES,
+    honest_page,
+    performed,
+    rendered,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +42,7 @@ def test_faults(joints: Sequence[str]) -> None:
     outcomes = performed(joints)
     flaws = [f"{outcome.play}: {'; '.join(outcome.flaws)}\n{outcome.log}" for outcome in outcomes if outcome.flaws]
     assert not flaws, "\n".join(flaws)
+    assert DOCUMENT.read_text().startswith(INTRODUCTION)
     for joint in joints:
         assert column(DOCUMENT.read_text(), joint) == column(rendered(outcomes), joint)
 
