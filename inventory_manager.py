@@ -102,6 +102,9 @@ ATTEMPTS = 4
 botocore does: its own attempts are over in a third of a second, throttling apart, and it makes none where an answer
 cannot be understood."""
 
+NOT_ENABLED_ATTEMPTS = 3
+"""The same for a region that seems not to be enabled, as half of them are."""
+
 PAUSE = 0.5
 """Seconds before the second of those attempts, doubled for each further one."""
 
@@ -308,6 +311,8 @@ class InventoryManager:
 
         def ask() -> CallerIdentity:
             answer = client.get_caller_identity()
+            if not (answer["Account"] and answer["Arn"] and answer["UserId"]):
+                raise ValueError("an identity of nobody")
             return CallerIdentity(account=answer["Account"], arn=answer["Arn"], user_id=answer["UserId"])
 
         return self._understood(ask, "sts:GetCallerIdentity", region)
@@ -427,7 +432,8 @@ class InventoryManager:
         begun = 1
         while True:
             try:
-                instances, token = self._understood(ask, "ec2:DescribeInstances", region)
+                has_answered = begun > 1 or bool(tokens)
+                instances, token = self._understood(ask, "ec2:DescribeInstances", region, has_answered)
                 if token in tokens:
                     raise InventoryError(
                         "RepeatedToken", f"DescribeInstances in {region} goes round: it gave the same page token twice"
@@ -449,8 +455,11 @@ class InventoryManager:
             tokens.add(token)
             request["NextToken"] = token
 
-    def _understood(self, ask: Callable[[], Answer], action: str, region: str) -> Answer:
-        """What `ask` returns, asked again where it fails in a way that may pass. Every failure is an InventoryError."""
+    def _understood(self, ask: Callable[[], Answer], action: str, region: str, has_answered: bool = False) -> Answer:
+        """What `ask` returns, asked again where it fails in a way that may pass. Every failure is an InventoryError.
+
+        A region that `has_answered` before is enabled.
+        """
         for attempt in range(1, ATTEMPTS + 1):
             cause: Exception
             try:
@@ -463,14 +472,15 @@ class InventoryManager:
                 flaw = f"has no {error}" if isinstance(error, KeyError) else f"cannot be read ({type(error).__name__})"
                 cause, failure = error, _malformed(f"{action} in {region}", flaw)
             if isinstance(failure, NotEnabledError):
-                failure = self._confirmed(failure, region)
-            if attempt == ATTEMPTS or not _may_pass(failure, cause):
+                failure = self._confirmed(failure, region, has_answered)
+            attempts = NOT_ENABLED_ATTEMPTS if isinstance(failure, NotEnabledError) else ATTEMPTS
+            if attempt >= attempts or not _may_pass(failure, cause):
                 raise failure from cause
             logger.warning("attempt %d of %d: %s", attempt, ATTEMPTS, failure)
             time.sleep(PAUSE * 2 ** (attempt - 1))
         raise AssertionError("not reached")
 
-    def _confirmed(self, error: NotEnabledError, region: str) -> InventoryError:
+    def _confirmed(self, error: NotEnabledError, region: str, has_answered: bool) -> InventoryError:
         """`error` if the account really has not enabled `region`, else what else it means.
 
         EC2 answers dead credentials with the same code. So they must prove good now, not only when the poll began,
@@ -478,12 +488,12 @@ class InventoryManager:
         """
         identity = self.caller_identity()
         opt_in = identity.arn.startswith("arn:aws:") and region not in ALWAYS_ENABLED
-        if opt_in and region != self._region():
+        if opt_in and region != self._region() and not has_answered:
             return error
         return CredentialsError(
             error.code,
-            f"EC2 in {region} refuses the credentials that STS accepts, in a region that cannot be disabled: is this "
-            "machine's clock right, is the account closed or not signed up for EC2?",
+            f"EC2 in {region} refuses the credentials that STS accepts, in a region that is enabled: is this machine's "
+            "clock right, is the account closed or not signed up for EC2?",
         )
 
 
@@ -587,7 +597,7 @@ class Poll:
     def _poll_outcome(self, outcomes: Sequence[RegionOutcome], failure: InventoryError | None) -> PollOutcome:
         statuses = Counter(outcome.status for outcome in outcomes)
         complete = failure is None and statuses["ok"] + statuses["not-enabled"] == len(outcomes)
-        if not complete and not failure and not statuses["ok"]:  # nothing is recorded at all
+        if not complete and not failure and not statuses["ok"]:  # no region is recorded in full
             failure = next(outcome.error for outcome in outcomes if outcome.status != "not-enabled")
         return PollOutcome(
             account=self.identity.account if self.identity else None,
@@ -818,8 +828,8 @@ class _Reader:
     Unless it is to be `full`, the table has only what an Instance is made of, which is found by making one.
 
     botocore's parser stays the judge: it reads whatever is not as it always is, in the model or in an answer. So what
-    is not well-formed, or a number that is none, ends as it would without the reader. But an element that comes twice
-    is an error: botocore's parser would put XML nodes in its place.
+    is not well-formed, or a number that is needed and none, ends as it would without the reader. But an element that
+    comes twice is an error: botocore's parser would put XML nodes in its place.
     """
 
     def __init__(self, model: ServiceModel, full: bool) -> None:
@@ -877,10 +887,11 @@ class _Reader:
         except Exception as error:  # noqa: BLE001 - whatever it is, botocore's parser says it better
             logger.debug("an answer is left to botocore's parser: %r", error)
             return
-        request_id = answer.pop(REQUEST_ID, "")
-        if not re.fullmatch(r"[\w-]*", request_id, re.ASCII):
+        request_id = answer.pop(REQUEST_ID, None)
+        if not re.fullmatch(r"[\w-]*", request_id or "", re.ASCII):
             return
-        response_dict["body"] = f"<answer><{REQUEST_ID}>{request_id}</{REQUEST_ID}></answer>".encode()
+        said = "" if request_id is None else f"<{REQUEST_ID}>{request_id}</{REQUEST_ID}>"
+        response_dict["body"] = f"<answer>{said}</answer>".encode()
         customized_response_dict.update(answer)
 
     def _read(self, body: bytes) -> Record:
@@ -941,18 +952,17 @@ class _Reader:
         parser.EndElementHandler = end
         parser.CharacterDataHandler = texts.append
         parser.StartDoctypeDeclHandler = doctype
-        try:
-            parser.Parse(body, True)
-        finally:  # else parser and handlers keep each other, and the page, until the garbage collector comes
-            parser.StartElementHandler = parser.EndElementHandler = parser.CharacterDataHandler = None
+        parser.Parse(body, True)
         return answers[0]
 
 
 def _may_pass(failure: InventoryError, cause: Exception) -> bool:
     """Whether to ask again, after botocore has asked as often as it does."""
     if isinstance(cause, ClientError):
-        # Credentials that are refused may be renewed, and new ones are not known everywhere at once.
-        refused = isinstance(failure, CredentialsError) and failure.code in EXPIRED_CODES | REFUSED_CODES
+        # Credentials that are refused may be renewed, and new ones are not known everywhere at once. EC2 says no other
+        # of a region that is not enabled.
+        credentials = isinstance(failure, (CredentialsError, NotEnabledError))
+        refused = credentials and failure.code in EXPIRED_CODES | REFUSED_CODES
         broken = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
         return refused or broken or isinstance(failure, MalformedResponseError)
     if isinstance(cause, (ConnectTimeoutError, ReadTimeoutError)):
@@ -992,7 +1002,8 @@ def _translated(error: Exception, action: str, region: str | None) -> InventoryE
         where = f"no credentials: {error.operation_name}"
     code = error.response.get("Error", {}).get("Code")
     message = error.response.get("Error", {}).get("Message") or ""
-    if not code:
+    # Where they have elements in them, botocore gives dictionaries.
+    if not (isinstance(code, str) and re.fullmatch(r"[\w.:-]{1,100}", code) and isinstance(message, str)):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return _malformed(where, f"is HTTP {status} without an error of AWS's")
     # About a bad signature AWS repeats the signed request, session token and all.

@@ -126,7 +126,7 @@ class Poller:
 
 def finished(process: subprocess.Popen[str]) -> Run:
     """Wait for a process, but not for ever."""
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=120)
     return Run(process.returncode, stdout or "", stderr or "")
 
 

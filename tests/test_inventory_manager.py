@@ -452,6 +452,54 @@ def test_permission_missing(script: Scripts, session: Sessions) -> None:
     assert isinstance(caught.value.__cause__, ClientError)
 
 
+def test_refused_once_is_not_a_region_that_is_not_enabled(script: Scripts, session: Sessions) -> None:
+    """One AuthFailure may be of credentials that are new, or of a clock: it is asked again before it is believed."""
+    aws: ScriptedAWS = script(
+        lambda request: (
+            ec2_error("AuthFailure", status=401) if len(aws.asked("DescribeInstances")) < 2 else page(an_instance())
+        )
+    )
+    assert len(list(InventoryManager(session(aws)).instances("ap-east-1"))) == 1
+
+
+def test_a_region_that_has_answered_is_enabled(script: Scripts, session: Sessions) -> None:
+    """An AuthFailure between two pages never ends a region as if it had no more."""
+    aws = script(
+        lambda request: ec2_error("AuthFailure", status=401) if request.page_token else page(an_instance(), token="t1")
+    )
+    (_, region, poll) = InventoryManager(session(aws)).poll(["ap-east-1"])
+    assert isinstance(region, RegionOutcome)
+    assert (region.status, region.instances) == ("failed", 1)
+    assert isinstance(region.error, CredentialsError)
+    assert isinstance(poll, PollOutcome)
+    assert not poll.complete
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<Response><Errors><Error><Code>X</Code><Message>see <a>this</a></Message></Error></Errors></Response>",
+        "<Response><Errors><Error><Code>see <a>this</a></Code><Message>no</Message></Error></Errors></Response>",
+        f"<Response><Errors><Error><Code>{'Signature=' * 200}</Code></Error></Errors></Response>",
+        "<Response><Errors><Error><Code>two words</Code></Error></Errors></Response>",
+    ],
+)
+def test_an_error_of_another_form(body: str, script: Scripts, session: Sessions) -> None:
+    """What is no error of AWS's is a malformed answer, of which nothing is repeated."""
+    aws = script(lambda request: Reply(body, 400))
+    with pytest.raises(MalformedResponseError) as caught:
+        list(InventoryManager(session(aws)).instances())
+    assert "Signature" not in str(caught.value)
+    assert len(aws.requests) == 4
+
+
+def test_an_identity_of_nobody(script: Scripts, session: Sessions) -> None:
+    """An account without a number is none."""
+    aws = script(lambda request: page(), lambda request: caller_identity(account=""))
+    with pytest.raises(MalformedResponseError):
+        InventoryManager(session(aws)).caller_identity()
+
+
 @pytest.mark.parametrize("code", ["AuthFailure", "OptInRequired"])
 def test_region_not_enabled(code: str, script: Scripts, session: Sessions) -> None:
     """AuthFailure in an opt-in region, with credentials that STS accepts, means that it is not enabled."""

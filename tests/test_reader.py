@@ -265,7 +265,6 @@ def test_contract_with_botocore(script: Scripts, session: Sessions, monkeypatch:
 
     If this fails, botocore has changed, polls are right still, and take several times the CPU.
     """
-    script(lambda request: PAGE)
     sizes = []
     parse = EC2QueryParser.parse
 

@@ -231,6 +231,16 @@ def test_every_command_is_known() -> None:
         assert run.returncode == 0, command
 
 
+@pytest.mark.parametrize(
+    "document", ["README.md", *(f"docs/{name}.md" for name in ("faults", "soak")), "benchmarks/README.md"]
+)
+def test_links_lead_somewhere(document: str) -> None:
+    """Every link within the repository is to a file that it has."""
+    text = (REPOSITORY / document).read_text()
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (REPOSITORY / document).parent.joinpath(link).exists(), link
+
+
 def test_ci_runs_the_readmes_commands() -> None:
     """What CI runs is what the README tells people to run."""
     assert {"make check", "make test"} <= set(re.findall(r"make \w+", (REPOSITORY / ".ci/run").read_text()))
