@@ -49,15 +49,15 @@ AWS = (IDENTITY, *PAGES)
 JOINTS = (*METADATA, *AWS)
 
 ASKED_BEFORE = {TOKEN: 2, REGION: 1, ROLE: 3, CREDENTIALS: 5, IDENTITY: 6, FIRST: 7, MIDDLE: 8, LAST: 9}
-"""How many requests a poll of one region has made when it comes to a joint. Each metadata value has a token first: the second
-is the one that TOKEN stands for here, when the process surely runs."""
+"""How many requests a poll of one region has made when it comes to a joint. Each metadata value has a token first: TOKEN
+stands for the second, when the process surely runs."""
 
 HOME = "eu-west-1"
 """The region of the metadata service."""
 
 REGIONS = {"us-east-1": FIRST, "ap-east-1": MIDDLE, "us-west-1": LAST, "us-west-2": None}
-"""Where the page joints are played in one poll: a region for each, an opt-in one among them, and one that
-is left in peace."""
+"""Where the page joints are played in one poll: a region for each, an opt-in one among them, and one that is left in
+peace."""
 
 
 @dataclass
@@ -104,6 +104,8 @@ def drip(exchange: Exchange) -> None:
 def reset(exchange: Exchange) -> None:
     exchange.say_raw(exchange.headed(exchange.half, f"Content-Length: {len(exchange.body)}"))
     exchange.handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    time.sleep(0.2)  # until the half is read, which a reset would take back
+    os.close(exchange.handler.connection.detach())  # before the server says a polite good-bye
 
 
 def truncated_length(exchange: Exchange) -> None:
