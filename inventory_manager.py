@@ -476,7 +476,9 @@ class InventoryManager:
             attempts = NOT_ENABLED_ATTEMPTS if isinstance(failure, NotEnabledError) else ATTEMPTS
             if attempt >= attempts or not _may_pass(failure, cause):
                 raise failure from cause
-            logger.warning("attempt %d of %d: %s", attempt, ATTEMPTS, failure)
+            # Of a region that is not enabled that is what is to be expected, each time.
+            level = logging.INFO if isinstance(failure, NotEnabledError) else logging.WARNING
+            logger.log(level, "attempt %d of %d: %s", attempt, attempts, failure)
             time.sleep(PAUSE * 2 ** (attempt - 1))
         raise AssertionError("not reached")
 
