@@ -197,6 +197,8 @@ UNUSUAL = {
     "another root": PAGE.replace("DescribeInstancesResponse", "DescribeVolumesResponse"),
 }
 TWICE = {
+    "a list twice": PAGE.replace("<tagSet>", "<tagSet><item><key>a</key></item></tagSet><tagSet>"),
+    "two request ids": PAGE.replace("<requestId>", "<requestId>1</requestId><requestId>"),
     "a member twice": PAGE.replace("<imageId>", "<imageId>ami-1</imageId><imageId>"),
 }
 USUAL = {
@@ -205,6 +207,8 @@ USUAL = {
     "CDATA": PAGE.replace("web-0", "<![CDATA[<web>]]>"),
     "character references": PAGE.replace("web-0", "&#x27;&#13;&amp;lt;"),
     "unknown elements": PAGE.replace("<imageId>", "<brandNew><imageId>ami-1</imageId><item/></brandNew><imageId>"),
+    "no request id": PAGE.replace("<requestId>r-1</requestId>", ""),
+    "an empty request id": PAGE.replace("<requestId>r-1</requestId>", "<requestId/>"),
     "no instances": page(),
     "latin-1": PAGE.replace("UTF-8", "latin-1"),
     "a time in another alphabet": PAGE.replace("2026-11-01T", "٢٠٢٦-11-01T"),
