@@ -62,17 +62,15 @@ clean:
 
 $(VENV)/ready: tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
-	$(PYTHON) -m venv --clear $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
-	@touch $@
+	$(venv)
 
 # The plain boto3 loop has the very packages of main.py.
 .bench/boto3/ready: requirements.txt
-	$(bench-venv)
+	$(venv)
 .bench/%/ready: benchmarks/requirements-%.txt
-	$(bench-venv)
+	$(venv)
 
-define bench-venv
+define venv
 $(PYTHON) -m venv --clear $(@D)
 $(@D)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 @touch $@

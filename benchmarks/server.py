@@ -123,7 +123,9 @@ NOT_FOUND = response("text/plain", "Not Found", "404 Not Found")
 def region_pages(region: str, number: int, instances: int) -> list[bytes]:
     """The answers for the region that is the `number`th, at least one."""
     # Every other instance has two network interfaces.
-    templates = [compact(RESERVATION.replace("SECOND_INTERFACE", second)) for second in ("", SECOND_INTERFACE)]
+    templates = [
+        compact(RESERVATION.replace("INTERFACES", FIRST_INTERFACE + second)) for second in ("", SECOND_INTERFACE)
+    ]
     starts = range(0, max(instances, 1), PAGE_SIZE)
     return [
         page(
@@ -265,49 +267,7 @@ RESERVATION = """
    </tagSet>
    <hypervisor>xen</hypervisor>
    <networkInterfaceSet>
-    <item>
-     <networkInterfaceId>eni-%(id)s</networkInterfaceId>
-     <subnetId>subnet-0a1b2c3d4e5f60718</subnetId>
-     <vpcId>vpc-0f1e2d3c4b5a69788</vpcId>
-     <description/>
-     <ownerId>123456789012</ownerId>
-     <status>in-use</status>
-     <macAddress>02:%(mac)s</macAddress>
-     <privateIpAddress>%(private)s</privateIpAddress>
-     <privateDnsName>%(private_name)s.%(region)s.compute.internal</privateDnsName>
-     <sourceDestCheck>true</sourceDestCheck>
-     <groupSet>
-      <item>
-       <groupId>sg-0123456789abcdef0</groupId>
-       <groupName>web</groupName>
-      </item>
-      <item>
-       <groupId>sg-0fedcba9876543210</groupId>
-       <groupName>monitoring</groupName>
-      </item>
-     </groupSet>
-     <attachment>
-      <attachmentId>eni-attach-%(id)s</attachmentId>
-      <deviceIndex>0</deviceIndex>
-      <status>attached</status>
-      <attachTime>2026-03-02T10:45:08.000Z</attachTime>
-      <deleteOnTermination>true</deleteOnTermination>
-      <networkCardIndex>0</networkCardIndex>
-     </attachment>
-     <privateIpAddressesSet>
-      <item>
-       <privateIpAddress>%(private)s</privateIpAddress>
-       <privateDnsName>%(private_name)s.%(region)s.compute.internal</privateDnsName>
-       <primary>true</primary>
-      </item>
-     </privateIpAddressesSet>
-     <ipv6AddressesSet/>
-     <interfaceType>interface</interfaceType>
-     <operator>
-      <managed>false</managed>
-     </operator>
-    </item>
-    SECOND_INTERFACE
+    INTERFACES
    </networkInterfaceSet>
    <iamInstanceProfile>
     <arn>arn:aws:iam::123456789012:instance-profile/web</arn>
@@ -361,36 +321,43 @@ RESERVATION = """
 </item>
 """
 
-SECOND_INTERFACE = """\
+
+def group(group_id: str, name: str) -> str:
+    return f"<item><groupId>{group_id}</groupId><groupName>{name}</groupName></item>"
+
+
+WEB = group("sg-0123456789abcdef0", "web")
+MONITORING = group("sg-0fedcba9876543210", "monitoring")
+
+
+def interface(index: int, suffix: str, address: str, mac: str, description: str, groups: str, attached: str) -> str:
+    """A network interface. `suffix` and `address` are names of instance_values."""
+    name = f"%({address}_name)s.%(region)s.compute.internal"
+    return f"""
     <item>
-     <networkInterfaceId>eni-%(second)s</networkInterfaceId>
+     <networkInterfaceId>eni-%({suffix})s</networkInterfaceId>
      <subnetId>subnet-0a1b2c3d4e5f60718</subnetId>
      <vpcId>vpc-0f1e2d3c4b5a69788</vpcId>
-     <description>pods</description>
+     {description}
      <ownerId>123456789012</ownerId>
      <status>in-use</status>
-     <macAddress>06:%(mac)s</macAddress>
-     <privateIpAddress>%(other)s</privateIpAddress>
-     <privateDnsName>%(other_name)s.%(region)s.compute.internal</privateDnsName>
+     <macAddress>{mac}:%(mac)s</macAddress>
+     <privateIpAddress>%({address})s</privateIpAddress>
+     <privateDnsName>{name}</privateDnsName>
      <sourceDestCheck>true</sourceDestCheck>
-     <groupSet>
-      <item>
-       <groupId>sg-0fedcba9876543210</groupId>
-       <groupName>monitoring</groupName>
-      </item>
-     </groupSet>
+     <groupSet>{groups}</groupSet>
      <attachment>
-      <attachmentId>eni-attach-%(second)s</attachmentId>
-      <deviceIndex>1</deviceIndex>
+      <attachmentId>eni-attach-%({suffix})s</attachmentId>
+      <deviceIndex>{index}</deviceIndex>
       <status>attached</status>
-      <attachTime>2026-03-02T10:45:30.000Z</attachTime>
+      <attachTime>{attached}</attachTime>
       <deleteOnTermination>true</deleteOnTermination>
       <networkCardIndex>0</networkCardIndex>
      </attachment>
      <privateIpAddressesSet>
       <item>
-       <privateIpAddress>%(other)s</privateIpAddress>
-       <privateDnsName>%(other_name)s.%(region)s.compute.internal</privateDnsName>
+       <privateIpAddress>%({address})s</privateIpAddress>
+       <privateDnsName>{name}</privateDnsName>
        <primary>true</primary>
       </item>
      </privateIpAddressesSet>
@@ -401,6 +368,12 @@ SECOND_INTERFACE = """\
      </operator>
     </item>
 """
+
+
+FIRST_INTERFACE = interface(0, "id", "private", "02", "<description/>", WEB + MONITORING, "2026-03-02T10:45:08.000Z")
+SECOND_INTERFACE = interface(
+    1, "second", "other", "06", "<description>pods</description>", MONITORING, "2026-03-02T10:45:30.000Z"
+)
 
 
 def other_actions(regions: Sequence[str]) -> dict[str, str]:

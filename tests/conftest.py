@@ -30,14 +30,18 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def forget_settings(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
     """No setting of the machine that runs the tests has a say in them."""
     for name in list(os.environ):
         if name.startswith("AWS_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", home)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    forget_settings(monkeypatch, str(tmp_path / "home"))
 
 
 @dataclass
@@ -96,6 +100,8 @@ class Poller:
         *arguments: str,
         env: Mapping[str, str] | None = None,
         stdout: int | IO[str] = subprocess.PIPE,
+        stderr: int = subprocess.PIPE,
+        new_session: bool = False,
         main: Path = MAIN,
     ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -103,7 +109,8 @@ class Poller:
             env=self.variables(env),
             stdin=subprocess.DEVNULL,
             stdout=stdout,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=new_session,
             text=True,
             encoding="utf-8",
         )

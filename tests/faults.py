@@ -101,15 +101,15 @@ def drip(exchange: Exchange) -> None:
     exchange.say_raw(text[3:])
 
 
-def reset(exchange: Exchange) -> None:
+def truncated_length(exchange: Exchange) -> None:
     exchange.say_raw(exchange.headed(exchange.half, f"Content-Length: {len(exchange.body)}"))
+
+
+def reset(exchange: Exchange) -> None:
+    truncated_length(exchange)
     exchange.handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     time.sleep(0.2)  # until the half is read, which a reset would take back
     os.close(exchange.handler.connection.detach())  # before the server says a polite good-bye
-
-
-def truncated_length(exchange: Exchange) -> None:
-    exchange.say_raw(exchange.headed(exchange.half, f"Content-Length: {len(exchange.body)}"))
 
 
 def truncated_chunked(exchange: Exchange) -> None:
@@ -383,11 +383,9 @@ class Outcome:
 def perform(play: Play) -> Outcome:
     with tempfile.TemporaryDirectory() as home, FaultyAWS(play.fault, play.joints, play.passes) as aws:
         log = Path(home) / "inventory.log"
-        regions = (
-            [argument for region in play.regions for argument in ("--region", region)]
-            if REGIONS.keys() & play.joints.keys()
-            else []
-        )
+        # One region is the instance's own, which is what is polled where none is named.
+        named = play.regions if len(play.joints) > 1 else []
+        regions = [argument for region in named for argument in ("--region", region)]
         deadline = play.fault.deadline if not play.passes else 60
         with log.open("ab") as both:
             process = subprocess.run(

@@ -20,6 +20,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from conftest import forget_settings
 from instance_metadata import InstanceMetadataService
 from scripted_aws import Reply, Request, ScriptedAWS, an_instance, ec2_error, page
 from simulated_account import DAY, MINUTE, random_account, random_plans, untroubled_plans
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from simulated_account import Account, Plan
 
 # Each is a process of its own, without the servers' memory and threads: it polls as often as it is told and prints,
-# after each poll, the kilobytes that are resident (of main.py: at most), open files, and threads.
+# after each poll, the kilobytes that are resident (of main.py: at most); then open files and threads, or files at home.
 LIBRARY = """
 import gc, json, os, sys, threading
 import boto3
@@ -59,11 +60,11 @@ for _ in range(int(sys.argv[1])):
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, process.returncode
-    print(json.dumps([usage.ru_maxrss, 0, len(os.listdir(os.environ["HOME"]))]), flush=True)
+    print(json.dumps([usage.ru_maxrss, len(os.listdir(os.environ["HOME"]))]), flush=True)
 """
 
 
-def polled(program: str, polls: int) -> list[tuple[int, int, int]]:
+def polled(program: str, polls: int) -> list[tuple[int, ...]]:
     """What `program` prints, on an account of which one region is denied."""
 
     def answer(request: Request) -> Reply | str:
@@ -94,19 +95,15 @@ def polled(program: str, polls: int) -> list[tuple[int, int, int]]:
     return [tuple(json.loads(line)) for line in run.stdout.splitlines()]
 
 
-def growth(seen: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+def growth(seen: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """From the end of the first quarter, when all is loaded and warm, to the end."""
-    first, last = seen[len(seen) // 4], seen[-1]
-    return last[0] - first[0], last[1] - first[1], last[2] - first[2]
+    return tuple(last - first for first, last in zip(seen[len(seen) // 4], seen[-1], strict=True))
 
 
 def poll_for_real(account: Account, plans: Sequence[Plan]) -> bool:
     """Whether the poller writes what is foreseen."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as home:
-        for name in list(os.environ):
-            if name.startswith("AWS_") or name.lower().endswith("_proxy"):
-                patch.delenv(name)
-        patch.setenv("HOME", home)
+        forget_settings(patch, home)
         with a_simulation() as simulation:
             polls = simulation.run(account, plans, Path(home, "log"))
     return polls == list(foreseen(account, plans)) and not untruths(account, polls)
@@ -171,7 +168,7 @@ def main() -> int:
         seen = polled(program, asked.polls if program is LIBRARY else asked.polls * 2 // 5)
         cells = [f"{last:,} ({grown:+,})" for last, grown in zip(seen[-1], growth(seen), strict=True)]
         if program is PROGRAM:
-            cells[1] = "·"  # gone with each process
+            cells.insert(1, "·")  # open files are gone with each process
         numbers = " | ".join(cells)
         print(f"| {name} | {len(seen)} | {numbers} {left} |", flush=True)
     print(YEARS)

@@ -14,6 +14,6 @@ def test_polls_in_one_process_leave_nothing_behind() -> None:
 
 def test_main_leaves_nothing_behind() -> None:
     """But its log: no file at home, and no run is larger than the one before."""
-    kilobytes, _, left = growth(polled(PROGRAM, 8))
+    kilobytes, left = growth(polled(PROGRAM, 8))
     assert kilobytes < 3_000
     assert left == 0

@@ -164,12 +164,7 @@ def test_progress_while_the_records_go_to_a_file(script: Scripts, poller: Poller
     script(lambda request: Reply(page(an_instance()), delay=1))
     controller, terminal = pty.openpty()
     with (tmp_path / "file").open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, MAIN],
-            env=poller.variables({"TERM": "xterm"}),
-            stdout=file,
-            stderr=terminal,
-        )
+        process = poller.start(env={"TERM": "xterm"}, stdout=file, stderr=terminal)
         assert process.wait(timeout=60) == 0
     time.sleep(0.1)
     shown = os.read(controller, 65536).decode()
@@ -239,14 +234,7 @@ def test_a_terminal_that_goes_away(script: Scripts, poller: Poller, tmp_path: Pa
     script(lambda request: Reply(page(an_instance()), delay=3))
     controller, terminal = pty.openpty()
     with (tmp_path / "file").open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, MAIN],
-            env=poller.variables({"TERM": "xterm"}),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=terminal,
-            start_new_session=True,
-        )
+        process = poller.start(env={"TERM": "xterm"}, stdout=file, stderr=terminal, new_session=True)
         os.close(terminal)
         time.sleep(1.5)
         os.close(controller)
