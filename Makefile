@@ -8,11 +8,15 @@ BENCH ?=
 
 BENCH_VENVS = boto3 awscli c7n ansible matplotlib
 
-.PHONY: demo test check faults soak bench requirements bench-requirements clean
+.PHONY: demo demo-report test check faults soak bench bench-history requirements bench-requirements clean
 
-# Two polls of an emulated account, appended to demo.log as cron does, then the table that a person sees.
+# Two polls of an emulated account, appended to demo.log as cron does, the table that a person sees, and three questions.
 demo: $(VENV)/ready
 	@$(VENV)/bin/python tests/demo.py
+
+# A page about a simulated month: demo-report.html.
+demo-report: $(VENV)/ready
+	@$(VENV)/bin/python tests/demo_report.py
 
 # A file to a worker, the longest first: its tests share what takes long to make.
 test: $(VENV)/ready
@@ -38,17 +42,25 @@ soak: $(VENV)/ready
 bench: $(BENCH_VENVS:%=.bench/%/ready)
 	$(PYTHON) benchmarks/bench.py $(BENCH)
 
-clustermanager.zip: inventory_manager.py main.py
+# What questions to a year's log cost, for benchmarks/README.md. Takes ten minutes, and 16 GB below .bench.
+bench-history: $(VENV)/ready
+	$(VENV)/bin/python benchmarks/questions.py
+
+clustermanager.zip: inventory_manager.py main.py history.py report.py
 	rm -f $@
 	zip -r $@ $^
 
 # Pins the newest versions that pyproject.toml's ranges allow, with hashes, for every Python from 3.10 up.
 COMPILE = UV_PYTHON_DOWNLOADS=never UV_CUSTOM_COMPILE_COMMAND="make $@" $(VENV)/bin/uv pip compile \
 	--quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-emit-index-url
+# What history.py does without.
+POLLER = boto3 botocore jmespath python-dateutil s3transfer six urllib3
 requirements: $(VENV)/ready
 	$(COMPILE) --extra terminal pyproject.toml --output-file requirements.txt
-	$(COMPILE) --extra terminal pyproject.toml --group test --constraint requirements.txt \
-		--output-file tests/requirements.txt
+	$(COMPILE) --extra terminal --extra history $(POLLER:%=--no-emit-package %) pyproject.toml \
+		--constraint requirements.txt --output-file requirements-history.txt
+	$(COMPILE) --extra terminal --extra history pyproject.toml --group test \
+		--constraint requirements.txt --constraint requirements-history.txt --output-file tests/requirements.txt
 
 # The same for what main.py is measured with. Ansible's collection needs a boto3 that its package does not bring.
 bench-requirements: $(VENV)/ready
@@ -58,7 +70,7 @@ bench-requirements: $(VENV)/ready
 	echo matplotlib | $(COMPILE) - --output-file benchmarks/requirements-matplotlib.txt
 
 clean:
-	rm -rf $(VENV) .bench demo.log clustermanager.zip
+	rm -rf $(VENV) .bench demo.log demo-report.html clustermanager.zip
 
 $(VENV)/ready: tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'

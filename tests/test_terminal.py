@@ -50,13 +50,18 @@ class Session:
 
 
 def on_terminal(
-    poller: Poller, *arguments: str, columns: int = 120, rows: int = 80, env: Mapping[str, str] | None = None
+    poller: Poller,
+    *arguments: str,
+    columns: int = 120,
+    rows: int = 80,
+    env: Mapping[str, str] | None = None,
+    script: Path = MAIN,
 ) -> Session:
-    """Run main.py with its three streams on a terminal of that size."""
+    """Run main.py, or another script, with its three streams on a terminal of that size."""
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, MAIN, *arguments],
+        [sys.executable, script, *arguments],
         env=poller.variables({"TERM": "xterm-256color", "LANG": "C.UTF-8", **(env or {})}),
         stdin=terminal,
         stdout=terminal,
