@@ -32,7 +32,7 @@ OUR_ADDRESS = "198.51.100.1"
 HOST_ADDRESS = "198.51.100.2"
 AWS_PORT = 5000
 METADATA_ADDRESS = "169.254.169.254"
-SUITE = "bookworm"
+SUITE, PYTHON = "bookworm", "3.11"
 CLONE_NEWNET = 0x40000000
 
 TOOLS = ("dpkg-scanpackages", "ip", "mmdebstrap", "ssh", "ssh-keygen", "unshare")
@@ -94,8 +94,9 @@ def run(*command: str | Path, check: bool = True, **more: object) -> subprocess.
 
 def base_image() -> Path:
     """A folder with the root of a blank host and its key, built once for each recipe."""
-    requirements = (REPOSITORY / "requirements.txt").read_text()
-    fingerprint = hashlib.sha256(f"{SUITE}{THERE}{RECIPE}{requirements}".encode()).hexdigest()[:12]
+    requirements = [REPOSITORY / name for name in ("requirements.txt", "requirements-history.txt")]
+    pinned = "".join(path.read_text() for path in requirements)
+    fingerprint = hashlib.sha256(f"{SUITE}{PYTHON}{THERE}{RECIPE}{pinned}".encode()).hexdigest()[:12]
     image = Path("/var/tmp") / f"ec2-flight-recorder-host-{fingerprint}"
     if image.exists():
         return image
@@ -110,7 +111,8 @@ def base_image() -> Path:
         )
         wheels = new / "root/srv/wheels"
         pip = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest", wheels)
-        run(*pip, "-r", REPOSITORY / "requirements.txt")
+        for path in requirements:
+            run(*pip, "--only-binary=:all:", "--python-version", PYTHON, "-r", path)
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", new / "key")
         keys = new / "root/home/admin/.ssh/authorized_keys"
         keys.parent.mkdir()

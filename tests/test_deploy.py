@@ -318,6 +318,32 @@ def test_upgrade_while_a_job_runs(deployed: Cloud, project: Path, tmp_path: Path
     assert not (deployed.host.root / "opt/inventory/current/gone.py").exists()
 
 
+def test_asking_the_record_on_the_host(deployed: Cloud, project: Path, tmp_path: Path) -> None:
+    """With history=true, and the archive that has history.py, people who may read the log can ask it there."""
+    whole = tmp_path / "project"
+    shutil.copytree(project, whole)
+    shutil.copy(REPOSITORY / "requirements-history.txt", whole)
+    with zipfile.ZipFile(whole / "clustermanager.zip", "w") as archive:
+        for name in ("inventory_manager.py", "main.py", "history.py", "report.py"):
+            archive.write(REPOSITORY / name, name)
+    (variables,) = re.findall(r'"target=recorders (.*)"', sample("history on the host"))
+    deployed.change(lambda aws: aws.launch(BATCH_HERE))
+    deployed.host.playbook("--extra-vars", variables, project=whole)
+    assert changed(deployed.host.playbook("--extra-vars", variables, project=whole).stdout) == 0
+    deployed.host.ssh(ONE_POLL)
+    (command,) = re.findall(r"^\$ (/opt/inventory/current/history) find", sample("history on the host"), re.MULTILINE)
+    deployed.host.ssh("usermod --append --groups adm admin")
+    (line,) = deployed.host.ssh(f"su admin -c '{command} at'").stdout.splitlines()
+    seen = json.loads(line)
+    assert (seen["name"], seen["region"], seen["known"]) == ("batch", REGION, "agreed")
+    report = deployed.host.ssh(f"su admin -c 'cd && {command} report fleet.html && head -c 15 fleet.html'").stdout
+    assert report == "<!DOCTYPE html>"
+    missing = tmp_path / "missing"
+    shutil.copytree(project, missing)
+    refused = deployed.host.playbook("--extra-vars", variables, project=missing, check=False).stdout
+    assert "There is no requirements-history.txt in" in refused
+
+
 def test_uninstall(deployed: Cloud, project: Path) -> None:
     """state=absent removes all but the log, says where that is, and does so once."""
     deployed.host.ssh(ONE_POLL)
