@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from report import RESULTS, Cost, Row, markdown, save, update_readme, versions
+from results import RESULTS, Cost, Row, markdown, save, update_readme, versions
 from tools import BENCHMARKS, OUTPUT, TOOLS, VENVS, Tool
 
 REGIONS = (
