@@ -1,4 +1,5 @@
-"""make demo: two polls of an emulated account, appended to demo.log as cron does, then the table that a person sees."""
+"""make demo: two polls of an emulated account, appended to demo.log as cron does, the table that a person sees, and
+three questions to that log."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import tempfile
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from emulated_aws import BATCH, HOME, EmulatedAWS
 
@@ -48,9 +50,20 @@ def main() -> int:
         second = shell(f"./main.py {REGIONS} >> {LOG.name} 2>&1")
         show(LOG.read_text()[read:], web)
         print("\nThe same, as a person sees it who looks in over SSH:\n")
-        person = shell(f"./main.py {REGIONS} {'' if sys.stdout.isatty() else '--format table'}".rstrip())
+        as_table = "" if sys.stdout.isatty() else " --format table"
+        person = shell(f"./main.py {REGIONS}{as_table}")
+        print("\nMonths later somebody asks the log: who had that address, what has changed, and was there a hole?\n")
+        address = next(record["private_ip_address"] for record in recorded() if record.get("instance_id") == web)
+        questions = [
+            shell(f"./history.py --log {LOG.name}{as_table} {question}")
+            for question in (f"find {address}", "changes", "coverage")
+        ]
     print(f"\nBoth polls are in {LOG.name}. What was started has been stopped.")
-    return max(first, second, person)
+    return max(first, second, person, *questions)
+
+
+def recorded() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in LOG.read_text().splitlines()]
 
 
 def named(aws: EmulatedAWS, name: str) -> str:

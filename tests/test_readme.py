@@ -207,6 +207,9 @@ def test_moving_is_short(name: str) -> None:
 
 COMMANDS_TESTED_ELSEWHERE = {
     "./main.py --help": test_help,
+    "python3 -m venv .venv && .venv/bin/pip install --require-hashes -r requirements-history.txt": "test_deploy.py",
+    sample("monitor").strip().removeprefix("$ "): "test_history.py",
+    **dict.fromkeys(re.findall(r"^\$ (.*)$", sample("history on the host"), re.MULTILINE), "test_deploy.py"),
     "pip install .": "test_packaging.py",
     "python3 -m venv .venv && .venv/bin/pip install --require-hashes -r requirements.txt": "test_deploy.py",
     ".venv/bin/python main.py": "test_terminal.py",
@@ -232,7 +235,7 @@ def test_every_command_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", *(f"docs/{name}.md" for name in ("faults", "soak")), "benchmarks/README.md"]
+    "document", ["README.md", *(f"docs/{name}.md" for name in ("faults", "history", "soak")), "benchmarks/README.md"]
 )
 def test_links_lead_somewhere(document: str) -> None:
     """Every link within the repository is to a file that it has."""
