@@ -133,9 +133,9 @@ FROM (
 GROUP BY ALL
 """
 READ_ARCHIVE: Final = "SELECT line, times FROM read_parquet($archives)"
-READ_BOTH: Final = (
-    f"SELECT line, flatten(list(times)) AS times FROM ({READ_LOG} UNION ALL {READ_ARCHIVE}) GROUP BY line"
-)
+MERGED: Final = "SELECT line, flatten(list(times)) AS times FROM ({source}) GROUP BY line"
+# What has no time keeps as many nulls as it has lines.
+ONCE: Final = "SELECT line, coalesce(nullif(list_distinct(times), []), times) AS times FROM ({source})"
 
 SHAPE: Final = json.dumps(
     {field: kind if kind[-1] != "]" else [kind[:-2]] for field, kind in FIELDS.items()}
@@ -155,11 +155,7 @@ LINES: Final = """
 CREATE TABLE lines AS
 SELECT line, times, len(times) AS sightings, list_min(times) AS first_seen, list_max(times) AS last_seen,
     json_keys(json) AS keys, json_transform(json, $shape) AS r
-FROM (
-    SELECT line, coalesce(nullif(list_distinct(read.times), []), read.times) AS times,
-        CASE WHEN starts_with(line, '{{') THEN line ELSE '{{' || line END AS json
-    FROM ({source}) AS read
-)
+FROM (SELECT line, times, CASE WHEN starts_with(line, '{{') THEN line ELSE '{{' || line END AS json FROM ({source}))
 """
 
 PARTS: Final = f"""
@@ -224,7 +220,7 @@ MODIFICATIONS: Final = ",\n            ".join(
     for field in MODIFIABLE
 )
 
-ARCHIVED: Final = "SELECT line, times FROM lines WHERE line IS NOT NULL AND first_seen IS NOT NULL"
+ARCHIVED: Final = "SELECT line, list_sort(times) AS times FROM lines WHERE line IS NOT NULL AND first_seen IS NOT NULL"
 ARCHIVE_FORMAT: Final = "(FORMAT parquet, COMPRESSION zstd, PARQUET_VERSION v2, ROW_GROUP_SIZE 8192)"
 
 KNOWN: Final = {
@@ -811,9 +807,11 @@ class History:
             config={"temp_directory": self._spill.name, "preserve_insertion_order": False}
         )
         self._connection.execute("SET TimeZone = 'UTC'")
-        source = READ_BOTH if logs and archives else READ_ARCHIVE if archives else READ_LOG
-        if len(archives) > 1:
-            source = f"SELECT line, flatten(list(times)) AS times FROM ({source}) GROUP BY line"
+        source = " UNION ALL ".join([READ_LOG] * bool(logs) + [READ_ARCHIVE] * bool(archives))
+        if len(archives) + bool(logs) > 1:
+            source = MERGED.format(source=source)
+        if logs or len(archives) > 1:  # in an archive, each time is there once
+            source = ONCE.format(source=source)
         files = {name: list(paths) for name, paths in (("logs", logs), ("archives", archives)) if paths}
         try:
             self._connection.execute(LINES.format(source=source), {"shape": SHAPE, **files})

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +41,7 @@ def main() -> int:
 
         print("An emulated AWS account runs on loopback. Two hours of its flight recorder:\n")
         web = named(aws, "web")
+        next_second()
         first = shell(f"./main.py {REGIONS} >> {LOG.name} 2>&1")
         show(LOG.read_text(), web)
         print("\nMeanwhile that instance is terminated, a database is stopped, two spot instances are launched.\n")
@@ -47,6 +49,7 @@ def main() -> int:
         aws.ec2(HOME).stop_instances(InstanceIds=[named(aws, "orders-db")])
         aws.launch(replace(BATCH, count=2, age=timedelta(minutes=5)))
         read = LOG.stat().st_size
+        next_second()
         second = shell(f"./main.py {REGIONS} >> {LOG.name} 2>&1")
         show(LOG.read_text()[read:], web)
         print("\nThe same, as a person sees it who looks in over SSH:\n")
@@ -60,6 +63,11 @@ def main() -> int:
         ]
     print(f"\nBoth polls are in {LOG.name}. What was started has been stopped.")
     return max(first, second, person, *questions)
+
+
+def next_second() -> None:
+    """Times are whole seconds: what comes next is of a later one than what was before."""
+    time.sleep(1 - time.time() % 1)
 
 
 def recorded() -> list[dict[str, Any]]:
