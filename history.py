@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -40,6 +41,7 @@ EXIT_FOUND: Final = 0
 EXIT_NOTHING: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_GAP: Final = 3
+EXIT_BUG: Final = 70
 EXIT_IO: Final = 74
 
 VISIBLE: Final = timedelta(hours=1)
@@ -292,8 +294,9 @@ WITH blocks AS (
 ), timed AS (
     -- The timestamp is the second in which the poll began, so it ended up to a second after their sum.
     SELECT *, timestamp + CASE
-        WHEN seconds IS NULL OR cut_off THEN INTERVAL '{CUT_OFF.seconds} seconds'
-        ELSE INTERVAL '1 second' + to_milliseconds(ceil(seconds * 1000)::BIGINT)
+        WHEN seconds BETWEEN 0 AND 1e9 AND NOT cut_off
+            THEN INTERVAL '1 second' + to_milliseconds(ceil(seconds * 1000)::BIGINT)
+        ELSE INTERVAL '{CUT_OFF.seconds} seconds'
     END AS ended
     FROM joined
 )
@@ -311,7 +314,7 @@ WITH joined AS (
     GROUP BY ALL
 )
 SELECT timestamp, account, region, status,
-    status = 'ok' AND NOT cut_off AND coalesce(lines, 0) >= coalesce(r.instances, 0) AS covered,
+    coalesce(status = 'ok' AND NOT cut_off AND coalesce(lines, 0) >= r.instances, false) AS covered,
     r.instances, coalesce(lines, 0) AS lines, coalesce(tagged, 0) AS tagged, pages, r.seconds, r.error_code,
     r.error_message, ended, cut_off
 FROM joined AS r
@@ -598,10 +601,11 @@ ORDER BY account, region, name, instance_id
 """
 
 MATCHES: Final = ", ".join(
-    f"CASE WHEN list_contains({field}, $value) THEN '{field}' END"
-    if FIELDS[field].endswith("[]")
-    else f"CASE WHEN {field} = $value THEN '{field}' END"
+    f"CASE WHEN list_contains({field}, {value}) THEN '{field}' END"
+    if field in LISTS
+    else f"CASE WHEN {field} = {value} THEN '{field}' END"
     for field in FINDABLE
+    for value in ["$address" if "_address" in field else "$value"]
 )
 
 FIND: Final = f"""
@@ -660,8 +664,9 @@ JOIN lives USING ({KEY})
 HOURS: Final = f"""
 WITH valued AS (
     SELECT {KEY}, launch_time, n, runs.last_running, runs.running_until, runs.end_earliest, runs.end_latest,
+        CASE WHEN fate = 'not covered' THEN TIMESTAMP 'infinity' ELSE runs.running_until END AS may_run_until,
         spans.first_ended, spans.last_seen, {{values}}, {{tells}} AS tells
-    FROM runs JOIN spans USING ({KEY}, launch_time)
+    FROM runs JOIN spans USING ({KEY}, launch_time) JOIN (SELECT {KEY}, fate FROM lives) USING ({KEY})
     WHERE spans.runs OR runs.last_running IS NULL AND spans.n = runs.first_n
     QUALIFY tells OR NOT bool_or(tells) OVER (PARTITION BY {KEY}, launch_time)
 ), marked AS (
@@ -673,7 +678,7 @@ WITH valued AS (
 ), segments AS (
     SELECT {KEY}, launch_time, island, {{names}}, any_value(running_until) AS running_until,
         any_value(end_earliest) AS end_earliest, any_value(end_latest) AS end_latest,
-        arg_min(first_ended, n) AS first_ended, max(last_seen) AS last_seen
+        any_value(may_run_until) AS may_run_until, arg_min(first_ended, n) AS first_ended, max(last_seen) AS last_seen
     FROM numbered
     GROUP BY {KEY}, launch_time, island, {{names}}
 ), bounded AS (
@@ -682,7 +687,7 @@ WITH valued AS (
         CASE WHEN lag(island) OVER parts IS NULL THEN launch_time ELSE first_ended END AS begin_latest,
         CASE WHEN lead(island) OVER parts IS NULL THEN coalesce(segments.end_earliest, running_until) ELSE last_seen END
             AS end_earliest,
-        coalesce(lead(first_ended) OVER parts, segments.end_latest, running_until) AS end_latest
+        coalesce(lead(first_ended) OVER parts, segments.end_latest, may_run_until) AS end_latest
     FROM segments
     WINDOW parts AS (PARTITION BY {KEY}, launch_time ORDER BY island)
 ), clipped AS (
@@ -709,7 +714,7 @@ WITH last_polls AS (
     SELECT account, region, least(min(timestamp), $since) AS opens, greatest(any_value(last_poll), $until) AS closes
     FROM regions JOIN last_polls USING (account)
     GROUP BY account, region
-    HAVING NOT bool_and(status = 'not-enabled')
+    HAVING NOT bool_and(status IS NOT DISTINCT FROM 'not-enabled')
 ), looks AS (
     SELECT account, region, timestamp, ended, opens, closes,
         min(ended) OVER (PARTITION BY account, region ORDER BY timestamp DESC) AS ended_by
@@ -739,7 +744,7 @@ WITH last_polls AS (
         WHEN polls.cut_off THEN 'cut off'
         WHEN regions.region IS NULL THEN 'did not ask'
         WHEN regions.status = 'ok' THEN 'lacking lines'
-        ELSE concat_ws(': ', regions.status, regions.error_code)
+        ELSE concat_ws(': ', coalesce(regions.status, 'without status'), regions.error_code)
     END AS what
     FROM gaps
     JOIN polls ON (polls.account = gaps.account OR polls.account IS NULL)
@@ -804,7 +809,11 @@ class History:
         # Not the working directory, where DuckDB would put what does not fit into memory.
         self._spill = tempfile.TemporaryDirectory(prefix="history-")
         self._connection = duckdb.connect(
-            config={"temp_directory": self._spill.name, "preserve_insertion_order": False}
+            config={
+                "temp_directory": self._spill.name,
+                "max_temp_directory_size": "8GB",  # the poller writes to the same disk
+                "preserve_insertion_order": False,
+            }
         )
         self._connection.execute("SET TimeZone = 'UTC'")
         source = " UNION ALL ".join([READ_LOG] * bool(logs) + [READ_ARCHIVE] * bool(archives))
@@ -812,12 +821,21 @@ class History:
             source = MERGED.format(source=source)
         if logs or len(archives) > 1:  # in an archive, each time is there once
             source = ONCE.format(source=source)
-        files = {name: list(paths) for name, paths in (("logs", logs), ("archives", archives)) if paths}
+        # DuckDB would take a name for a pattern.
+        files = {
+            name: [glob.escape(path) for path in paths]
+            for name, paths in (("logs", logs), ("archives", archives))
+            if paths
+        }
         try:
             self._connection.execute(LINES.format(source=source), {"shape": SHAPE, **files})
         except duckdb.Error as error:
             self.close()
             raise FileError(f"the log cannot be read: {_first_line(error)}") from error
+        lines, records = self.one("SELECT count(*), count(*) FILTER (r.record IS NOT NULL) FROM lines")
+        if lines and not records:
+            self.close()
+            raise FileError("the log cannot be read: no line of it is a record (a compressed one is named .gz or .zst)")
         self._connection.execute(PARTS)
         self._connection.execute(TABLES)
 
@@ -856,9 +874,11 @@ class History:
 
     def find(self, value: str, window: Window) -> Answer:
         """Who had this value, and from when to when."""
+        address = value
         with suppress(ValueError):
-            value = str(ipaddress.ip_address(value))  # of the many ways to write an IPv6 address, EC2's
-        return self._within(window, FIND, "begin", "end", f"begin_latest, {KEY}, field", value=value)
+            address = str(ipaddress.ip_address(value))  # of the many ways to write an IPv6 address, EC2's
+        order = f"begin_latest, {KEY}, field"
+        return self._within(window, FIND, "begin", "end", order, value=value, address=address)
 
     def changes(self, window: Window, instance_id: str | None = None) -> Answer:
         """All that changed; for one instance, with what has become of it."""
@@ -914,12 +934,14 @@ class History:
             self._connection.execute(f"COPY ({ARCHIVED} ORDER BY line) TO {_literal(str(partial))} {ARCHIVE_FORMAT}")
             read_back = f"({READ_ARCHIVE})"
             checksum = "SELECT count(*), sum(len(times)), bit_xor(hash(line, list_sort(times))) FROM"
-            written = self.one(f"{checksum} {read_back}", archives=[str(partial)])
+            written = self.one(f"{checksum} {read_back}", archives=[glob.escape(str(partial))])
             if written != self.one(f"{checksum} ({ARCHIVED})"):
                 raise FileError(f"{path}: what was written is not what was read")
             partial.replace(path)
-        except (duckdb.Error, OSError) as error:
+        except duckdb.Error as error:
             raise FileError(f"{path} cannot be written: {_first_line(error)}") from error
+        except OSError as error:
+            raise FileError(f"{path} cannot be written: {error.strerror}") from error
         finally:
             partial.unlink(missing_ok=True)
 
@@ -933,7 +955,12 @@ class History:
             statements = self._connection.extract_statements(query)
             if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
                 raise UsageError("sql: one SELECT, please")
-            return self.ask(query)
+            columns = self._connection.execute(query).description
+            if len({name for name, *_ in columns}) < len(columns):
+                raise UsageError("sql: two columns have the same name; give one another, with AS")
+            if zoned := [name for name, kind, *_ in columns if "TIME ZONE" in str(kind)]:
+                raise UsageError(f"sql: all times here are UTC, and without a zone; cast {zoned[0]} with ::TIMESTAMP")
+            return Answer([name for name, *_ in columns], self._connection.fetchall())
         except duckdb.Error as error:
             raise UsageError(f"sql: {error}") from error
 
@@ -943,10 +970,11 @@ class History:
 
         try:
             (duration,) = self.one("SELECT $text::INTERVAL", text=text)
-        except duckdb.Error as error:
-            raise UsageError(f"{text!r} is no duration: '65 minutes', say") from error
-        assert isinstance(duration, timedelta)
-        return duration
+            if isinstance(duration, timedelta) and duration > timedelta():
+                return duration
+        except (duckdb.Error, OverflowError):
+            pass
+        raise UsageError(f"{text!r} is no duration: '65 minutes', say")
 
     def time(self, text: str) -> datetime:
         """What a person means by `text`, in UTC. Raises UsageError."""
@@ -962,12 +990,11 @@ class History:
                 (time,) = self.one("SELECT now()::TIMESTAMP - $since::INTERVAL", since=text.removesuffix(" ago"))
             else:
                 (time,) = self.one("SELECT $text::TIMESTAMPTZ::TIMESTAMP", text=text)
-        except duckdb.Error as error:
-            raise UsageError(
-                f"{text!r} is no time: 2026-08-05T03:00:00Z, 2026-08-05, yesterday or '2 hours ago', say"
-            ) from error
-        assert isinstance(time, datetime)
-        return time
+            if isinstance(time, datetime):  # and not one that Python has none for
+                return time
+        except (duckdb.Error, OverflowError):
+            pass
+        raise UsageError(f"{text!r} is no time: 2026-08-05T03:00:00Z, 2026-08-05, yesterday or '2 hours ago', say")
 
 
 def _field(name: str, number: int) -> tuple[str, str]:
@@ -1049,17 +1076,27 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     archive.add_argument("file", metavar="FILE.parquet", type=Path)
     sql = command("sql", "one SELECT on polls, regions, instances, lives and changes", windowed=False)
     sql.add_argument("query", metavar="QUERY")
-    return parser.parse_args(argv)
+    asked = parser.parse_args(argv)
+    try:
+        for value in vars(asked).values():
+            for each in value if isinstance(value, list) else [value]:
+                str(each).encode()
+    except UnicodeEncodeError:
+        parser.error("what is asked is not in UTF-8")
+    return asked
 
 
 def files(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     """The logs and the archives that these stand for. Raises UsageError."""
     found: dict[str, None] = {}
     for pattern in patterns:
-        paths = ["/dev/stdin"] if pattern == "-" else sorted(glob.glob(os.path.expanduser(pattern))) or [pattern]
+        path = os.path.expanduser(pattern)
+        paths = (
+            ["/dev/stdin"] if pattern == "-" else [path] if os.path.exists(path) else sorted(glob.glob(path)) or [path]
+        )
         for path in paths:
             if not os.path.exists(path) or os.path.isdir(path):
-                raise UsageError(f"{path}: no such file")
+                raise UsageError(f"{path}: {'is a folder' if os.path.isdir(path) else 'no such file'}")
             found[path] = None
     archives = [path for path in found if path.endswith(".parquet")]
     return [path for path in found if path not in archives], archives
@@ -1091,6 +1128,8 @@ def answer(history: History, asked: argparse.Namespace) -> Answer | None:
     if asked.command == "sql":
         return history.sql(asked.query)
     if asked.command == "archive":
+        if asked.file.suffix != ".parquet":
+            raise UsageError(f"{asked.file}: an archive's name ends in .parquet")
         history.archive(asked.file)
     else:
         # A module of its own, and the only one that needs the library that plots.
@@ -1263,6 +1302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE if isinstance(error, UsageError) else EXIT_IO
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    except Exception:  # noqa: BLE001  # of any kind: a crash must not look like an answer that found nothing
+        traceback.print_exc()
+        return EXIT_BUG
 
 
 def shown(found: Answer, asked: argparse.Namespace) -> int:

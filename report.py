@@ -139,14 +139,15 @@ def page(history: History, window: Window, tag: str) -> str:
     extent = Extent(opens, max(closes, opens + timedelta(hours=1)))
     stretches = history.coverage(Window(window.since, window.until or (now if window.since else None)), GAP)
     polled = samples(history, extent)
-    present = history.at(window.until)
+    time = window.until or history.one("SELECT max(ended) FROM polls")[0]
+    present = history.at(time)
     sections = [
-        _figures(history, extent, stretches, present, window.until or last),
+        _figures(history, extent, stretches, present, time),
         _section("fleet", "The fleet over time", _fleet(history, extent, polled)),
         _section("coverage", "Coverage", _coverage(stretches, extent)),
         _section("changes", "What changed last", _changes(history, Window(window.since or first, window.until))),
         _section("hours", "Running hours", _hours(history, window, tag)),
-        _section("instances", "The instances", _instances(present, window.until or last)),
+        _section("instances", "The instances", _instances(present, time)),
     ]
     oddities = "; ".join(history.oddities())
     return Template(PAGE).substitute(

@@ -444,7 +444,9 @@ def by_tags(name: str) -> bool:
 
 def parts(life: Life, run: Run, by: list[str]) -> list[Part]:
     """A running period, parted where its running sightings differ."""
-    end = Span(run.until, run.until) if run.how == "open" else run.end
+    end = run.end
+    if run.how == "open":
+        end = Span(run.until, datetime.max if life.fate == "not covered" else run.until)
     sightings = [each for each in run.sightings if each.running]
     if any(by_tags(name) for name in by):
         sightings = [each for each in sightings if each.told] or sightings[:1]

@@ -308,7 +308,7 @@ def without_codes(rows: list[oracle.Row]) -> list[oracle.Row]:
 
 made_up_histories = given(st.randoms(use_true_random=False))
 sparingly = settings(
-    max_examples=40,
+    max_examples=25,
     derandomize=True,
     database=None,
     deadline=None,

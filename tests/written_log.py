@@ -30,7 +30,7 @@ def instance(time: str, number: int = 1, **fields: Any) -> Record:
     return {"timestamp": time, "record": "instance"} | usual | {"name": usual["tags"].get("Name")}
 
 
-def region(time: str, instances: int, status: str = "ok", **fields: Any) -> Record:
+def region(time: str, instances: int | None, status: str | None = "ok", **fields: Any) -> Record:
     error = None if status == "ok" else {"code": "RequestLimitExceeded", "message": "too many requests"}
     return {
         "timestamp": time,
