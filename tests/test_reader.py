@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import random
+import threading
 from typing import TYPE_CHECKING, Any, cast
 from xml.sax.saxutils import escape
 
