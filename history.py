@@ -212,7 +212,7 @@ BEFORES: Final = ",\n            ".join(
 
 
 def _text(value: str, field: str) -> str:
-    return f"to_json({value})::VARCHAR" if FIELDS[field].endswith("[]") else f"{value}::VARCHAR"
+    return f"to_json({value})::VARCHAR" if field in LISTS else f"{value}::VARCHAR"
 
 
 MODIFICATIONS: Final = ",\n            ".join(
@@ -240,7 +240,7 @@ def _names(lists: str) -> str:
 
 ODDITIES: Final = f"""
 WITH keyed AS (
-    SELECT sightings, keys, first_seen, r.record,
+    SELECT sightings, keys,
         CASE r.record
             {" ".join(f"WHEN '{kind}' THEN {sorted(fields)!r}" for kind, fields in KNOWN.items())}
         END AS known
@@ -570,11 +570,13 @@ WITH alive AS (
     ) = 1
 ), judged AS (
     SELECT lives.*, last_then.n, next_n, last_then.first_seen <= $time AND $time <= last_ended AS within,
-        NOT within AND first_seen_then <= $time AND CASE
-            WHEN launch_time = next_start THEN run_alive AND NOT next_runs AND $time >= run_end
-            WHEN next_runs THEN $time >= next_start
-            ELSE $time >= next_run_end
-        END AS is_next,
+        -- From when on the next span is right about the state, if AWS tells.
+        CASE
+            WHEN launch_time = next_start THEN CASE WHEN run_alive AND NOT next_runs THEN run_end END
+            WHEN next_runs THEN next_start
+            ELSE next_run_end
+        END AS switches_at,
+        NOT within AND first_seen_then <= $time AND $time >= switches_at AS is_next,
         CASE
             WHEN within THEN 'agreed'
             WHEN is_next THEN 'exact'
@@ -582,8 +584,7 @@ WITH alive AS (
                 CASE WHEN $time >= CASE WHEN run_alive THEN launch_time ELSE run_end END THEN 'exact' ELSE 'bounded' END
             WHEN next_n IS NULL AND fate IN ('present', 'not covered') THEN 'last'
             WHEN next_n IS NULL THEN CASE WHEN lives.end_earliest = lives.end_latest THEN 'exact' ELSE 'bounded' END
-            WHEN launch_time = next_start THEN
-                CASE WHEN run_alive AND NOT next_runs AND $time < run_end THEN 'exact' ELSE 'bounded' END
+            WHEN launch_time = next_start THEN CASE WHEN $time < switches_at THEN 'exact' ELSE 'bounded' END
             WHEN NOT run_alive AND $time < next_start THEN 'exact'
             ELSE 'bounded'
         END AS known
@@ -922,8 +923,9 @@ class History:
         return self.ask(query, since=window.since or first, until=window.until or last, **parameters)
 
     def coverage(self, window: Window, gap: timedelta) -> Answer:
-        """The stretches of time that were covered, and those that were not."""
-        return self.ask(COVERAGE, since=window.since, until=window.until, gap=gap, visible=VISIBLE)
+        """The stretches of time that were covered, and those that were not; since then alone is until now."""
+        until = window.until or (self.time("now") if window.since else None)
+        return self.ask(COVERAGE, since=window.since, until=until, gap=gap, visible=VISIBLE)
 
     def archive(self, path: Path) -> None:
         """Write all lines to a Parquet file, which appears only once it is whole. Raises FileError."""
@@ -1121,10 +1123,7 @@ def answer(history: History, asked: argparse.Namespace) -> Answer | None:
     if asked.command == "hours":
         return history.hours(list(dict.fromkeys(asked.by or ["instance_type"])), window)
     if asked.command == "coverage":
-        return history.coverage(
-            Window(since, until or (history.time("now") if since else None)),
-            history.duration(asked.gap) if asked.gap is not None else GAP,
-        )
+        return history.coverage(window, history.duration(asked.gap) if asked.gap is not None else GAP)
     if asked.command == "sql":
         return history.sql(asked.query)
     if asked.command == "archive":

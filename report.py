@@ -137,7 +137,7 @@ def page(history: History, window: Window, tag: str) -> str:
     closes = window.until or (now if window.since else last) or now
     # What has no length cannot be drawn.
     extent = Extent(opens, max(closes, opens + timedelta(hours=1)))
-    stretches = history.coverage(Window(window.since, window.until or (now if window.since else None)), GAP)
+    stretches = history.coverage(window, GAP)
     polled = samples(history, extent)
     time = window.until or history.one("SELECT max(ended) FROM polls")[0]
     present = history.at(time)
