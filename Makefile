@@ -46,7 +46,7 @@ bench: $(BENCH_VENVS:%=.bench/%/ready)
 bench-history: $(VENV)/ready
 	$(VENV)/bin/python benchmarks/questions.py
 
-clustermanager.zip: inventory_manager.py main.py history.py report.py
+clustermanager.zip: inventory_manager.py main.py accounts.py history.py report.py
 	rm -f $@
 	zip -r $@ $^
 

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bounds",
     "CallerIdentity",
     "CredentialsError",
     "DeniedError",
@@ -89,9 +90,15 @@ REGIONS_AT_ONCE = 6
 PAGES_AT_ONCE = 4
 """Pages that wait for the reader of a poll. Together with those in the regions' hands, this bounds its memory."""
 
+CONNECT_TIMEOUT = 5
+"""Seconds."""
+
+READ_TIMEOUT = 30
+"""Seconds without a byte, not for the whole answer: a poll's deadline bounds that."""
+
 CLIENT_CONFIG = Config(
-    connect_timeout=5,  # seconds
-    read_timeout=30,  # seconds without a byte, not for the whole answer: a poll's deadline bounds that
+    connect_timeout=CONNECT_TIMEOUT,
+    read_timeout=READ_TIMEOUT,
     # "standard" retries RequestLimitExceeded by its code; "legacy" only where it comes as HTTP 503.
     retries={"mode": "standard", "total_max_attempts": 4},
     max_pool_connections=REGIONS_AT_ONCE,  # all regions may ask the one STS at once
@@ -287,14 +294,27 @@ class PollOutcome:
     """Why the poll as a whole failed or was ended. A single region's error is in its own outcome."""
 
 
+class Bounds:
+    """How much is in hand at a time, in one poll or in all those that share these bounds."""
+
+    def __init__(self, regions: int = REGIONS_AT_ONCE, pages: int = PAGES_AT_ONCE) -> None:
+        self.regions = threading.Semaphore(regions)
+        """Those that are being asked."""
+        self.pages = threading.Semaphore(pages)
+        """Those that have been read, and wait for the reader of the poll."""
+
+
 class InventoryManager:
     """EC2 DescribeInstances and STS GetCallerIdentity on `session`, which stays as it was.
 
     Any boto3 session will do: plain, of a profile, of an assumed role. Needs the permission ec2:DescribeInstances;
     sts:GetCallerIdentity is granted to everybody. Does nothing until it is asked. May be used by several threads.
+
+    `account` is the one that the session is meant for, where that is known: it is an error if another one answers.
     """
 
-    def __init__(self, session: boto3.Session) -> None:
+    def __init__(self, session: boto3.Session, account: str | None = None) -> None:
+        self.account = account
         self._session = session
         self._session_lock = threading.Lock()
         self._sts: STSClient | None = None
@@ -304,7 +324,8 @@ class InventoryManager:
         """Who the session is, from STS GetCallerIdentity, which needs no permission.
 
         STS is asked in the session's region; without one, in us-east-1, which every account has enabled. Raises
-        CredentialsError where there are no credentials or AWS refuses them, InventoryError where STS cannot be reached.
+        CredentialsError where there are no credentials, AWS refuses them, or they are those of another account than
+        the one that is meant; InventoryError where STS cannot be reached.
         """
         region = self._region() or "us-east-1"
         client = self._sts_client(region)
@@ -315,7 +336,12 @@ class InventoryManager:
                 raise ValueError("an identity of nobody")
             return CallerIdentity(account=answer["Account"], arn=answer["Arn"], user_id=answer["UserId"])
 
-        return self._understood(ask, "sts:GetCallerIdentity", region)
+        identity = self._understood(ask, "sts:GetCallerIdentity", region)
+        if self.account not in {None, identity.account}:
+            raise CredentialsError(
+                "WrongAccount", f"account {identity.account} answers, as {identity.arn}, and not {self.account}"
+            )
+        return identity
 
     def available_regions(self) -> tuple[str, ...]:
         """All EC2 regions in the partition of the session's region, that one first, enabled or not.
@@ -358,11 +384,13 @@ class InventoryManager:
         all_regions: bool = False,
         full: bool = False,
         deadline: float | None = None,
+        bounds: Bounds | None = None,
     ) -> Poll:
         """A `Poll` of `regions` (default: the session's), or of all `available_regions`, up to 6 at once.
 
         `full` keeps the `details` of each instance. `deadline` is in seconds from now: what has not answered by then
         is recorded as failed. Without one, a server that sends a byte now and then can keep a poll for ever.
+        `bounds` are for polls that run at the same time to share.
         """
         names = tuple(dict.fromkeys(regions or ()))
 
@@ -370,7 +398,7 @@ class InventoryManager:
             # Asked when the poll runs and not before: the session's region may come from instance metadata.
             return self.available_regions() if all_regions else names or (self._required_region(),)
 
-        return Poll(self, resolve, full, deadline)
+        return Poll(self, resolve, full, deadline, bounds or Bounds())
 
     def _region(self) -> str | None:
         with self._using_session("the session's region", None):
@@ -508,7 +536,12 @@ class Poll:
     """
 
     def __init__(
-        self, manager: InventoryManager, regions: Callable[[], Sequence[str]], full: bool, deadline: float | None
+        self,
+        manager: InventoryManager,
+        regions: Callable[[], Sequence[str]],
+        full: bool,
+        deadline: float | None,
+        bounds: Bounds,
     ) -> None:
         self.timestamp = datetime.now(timezone.utc).replace(microsecond=0)
         """When the poll began."""
@@ -521,14 +554,13 @@ class Poll:
         self._resolve_regions = regions
         self._full = full
         self._deadline = deadline
+        self._bounds = bounds
         self._began = time.monotonic()
         self._tallies: dict[str, _Tally] = {}
         self._states: Counter[str] = Counter()
         self._conductor = threading.Thread(target=self._conduct, name="poll", daemon=True)
         self._events: SimpleQueue[_Started | _Page | _Ended | _Cancelled] = SimpleQueue()
         self._stopped = threading.Event()
-        self._slots = threading.Semaphore(REGIONS_AT_ONCE)
-        self._room = threading.Semaphore(PAGES_AT_ONCE)
 
     def cancel(self, error: InventoryError) -> None:
         """End the poll with `error`: what has been read is still given, what has not been is recorded as failed.
@@ -537,11 +569,15 @@ class Poll:
         """
         self._events.put(_Cancelled(error))
 
+    @property
+    def account(self) -> str | None:
+        """The one that answered; until then, and if none did, the one that is meant, if that is known."""
+        return self.identity.account if self.identity else self._manager.account
+
     def records(self) -> Iterator[Record]:
         """The lines of the log: what iterating gives, with the poll's timestamp and account."""
         for item in self:
-            account = self.identity.account if self.identity else None
-            yield to_record(item, timestamp=self.timestamp, account=account)
+            yield to_record(item, timestamp=self.timestamp, account=self.account)
 
     def __iter__(self) -> Iterator[Instance | RegionOutcome | PollOutcome]:
         if self._conductor.ident is not None:
@@ -568,6 +604,7 @@ class Poll:
                 yield outcomes[-1]
         finally:
             self._stopped.set()
+            self._forget_pages()
         self.outcome = self._poll_outcome(outcomes, failure)
         yield self.outcome
 
@@ -583,12 +620,21 @@ class Poll:
     def _counted(self, page: _Page) -> Iterator[Instance]:
         tally = self._tallies[page.region]
         tally.pages += 1
-        for instance in page.instances:
-            tally.instances += 1
-            tally.tagged += bool(instance.tags)
-            self._states[instance.state] += 1
-            yield instance
-        self._room.release()
+        try:
+            for instance in page.instances:
+                tally.instances += 1
+                tally.tagged += bool(instance.tags)
+                self._states[instance.state] += 1
+                yield instance
+        finally:
+            self._bounds.pages.release()
+
+    def _forget_pages(self) -> None:
+        """Make room for those of other polls where nobody reads this one any more."""
+        with suppress(Empty):
+            while True:
+                if isinstance(self._events.get_nowait(), _Page):
+                    self._bounds.pages.release()
 
     def _region_outcome(self, region: str, error: InventoryError | None) -> RegionOutcome:
         tally = self._tallies.pop(region)
@@ -602,7 +648,7 @@ class Poll:
         if not complete and not failure and not statuses["ok"]:  # no region is recorded in full
             failure = next(outcome.error for outcome in outcomes if outcome.status != "not-enabled")
         return PollOutcome(
-            account=self.identity.account if self.identity else None,
+            account=self.account,
             arn=self.identity.arn if self.identity else None,
             user_id=self.identity.user_id if self.identity else None,
             complete=complete,
@@ -621,37 +667,46 @@ class Poll:
             logger.info("asking EC2 in %d region(s) as %s", len(tallies), identity.arn)
             self._events.put(_Started(identity, tallies))
             for region, tally in tallies.items():
-                self._slots.acquire()
-                if self._stopped.is_set():
+                if not self._admitted(self._bounds.regions):
                     return
                 tally.began = time.monotonic()
                 try:
                     client = self._manager._ec2_client(region, self._full)
-                except InventoryError as error:
-                    self._slots.release()
-                    self._events.put(_Ended(region, error))
-                else:
                     threading.Thread(target=self._read, args=(client, region), name=region, daemon=True).start()
+                except Exception as error:
+                    self._bounds.regions.release()
+                    if not isinstance(error, InventoryError):
+                        raise
+                    self._events.put(_Ended(region, error))
         except InventoryError as error:
             self.cancel(error)
         except Exception as error:  # noqa: BLE001 - a bug: without this the reader would wait for ever
             if not self._stopped.is_set():  # else the interpreter is shutting down, and starts no more threads
                 self.cancel(_internal(error))
 
+    def _admitted(self, bound: threading.Semaphore) -> bool:
+        """Whether there is room, which is waited for as long as somebody reads this poll."""
+        while not self._stopped.is_set():
+            if bound.acquire(timeout=1):
+                return True
+        return False
+
     def _read(self, client: EC2Client, region: str) -> None:
         try:
             for instances in self._manager._pages(client, region, {}, self._full):
-                while not self._room.acquire(timeout=1):
-                    if self._stopped.is_set():
-                        return
+                if not self._admitted(self._bounds.pages):
+                    return
                 self._events.put(_Page(region, instances))
+                if self._stopped.is_set():
+                    self._forget_pages()
+                    return
             self._events.put(_Ended(region, None))
         except InventoryError as error:
             self._events.put(_Ended(region, error))
         except Exception as error:  # noqa: BLE001 - as above
             self._events.put(_Ended(region, _internal(error)))
         finally:
-            self._slots.release()
+            self._bounds.regions.release()
             client.close()
 
 
@@ -1011,6 +1066,10 @@ def _translated(error: Exception, action: str, region: str | None) -> InventoryE
     # About a bad signature AWS repeats the signed request, session token and all.
     repeats_request = re.search("signature|credential=|security-token", message, re.IGNORECASE)
     said = f" AWS says: {_clipped(message)}" if message and not repeats_request else ""
+    if not ours and error.operation_name == "AssumeRole" and code in DENIED_CODES:
+        said += (
+            " Does the role exist, does it trust who asks, with this external id, and may who asks sts:AssumeRole it?"
+        )
     if not ours:
         return CredentialsError(code, f"{where}: AWS answers {code}.{said}")
     if code in EXPIRED_CODES:

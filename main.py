@@ -22,8 +22,10 @@ import stat
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from collections import Counter
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar, cast
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rich.text import Text
+
+    from accounts import AccountsPoll
 
 
 class Diagnostics(logging.Handler):
@@ -280,12 +284,8 @@ class MetadataError(Exception):
     """The instance metadata service did not give what it was asked for."""
 
 
-def make_session(profile: str | None, regions: Sequence[str]) -> boto3.Session:
-    """A session with credentials from instance metadata and from nowhere else, renewed for as long as it is used.
-
-    Its region: AWS_REGION, AWS_DEFAULT_REGION, ~/.aws/config, else the instance's own. With `profile`, for use away
-    from EC2, credentials and region are that profile's. Raises UsageError if it, or a region, does not exist.
-    """
+def blank_session(profile: str | None) -> botocore.session.Session:
+    """A session with the settings of this machine, or of `profile`, and without credentials where there is none."""
     # botocore by itself knows only the second of the two variables, and takes an empty one for a region.
     names = [name for name in ("AWS_REGION", "AWS_DEFAULT_REGION") if os.environ.get(name)]
     variables: dict[str, Any] = {"region": ("region", names, None, None)}
@@ -293,7 +293,16 @@ def make_session(profile: str | None, regions: Sequence[str]) -> boto3.Session:
         # No say for profiles and keys in the environment or in files: not even for a broken one.
         variables["profile"] = (None, None, None, None)
         variables["credentials_file"] = (None, None, os.devnull, None)
-    session = botocore.session.Session(session_vars=variables, profile=profile)
+    return botocore.session.Session(session_vars=variables, profile=profile)
+
+
+def make_session(profile: str | None, regions: Sequence[str]) -> boto3.Session:
+    """A session with credentials from instance metadata and from nowhere else, renewed for as long as it is used.
+
+    Its region: AWS_REGION, AWS_DEFAULT_REGION, ~/.aws/config, else the instance's own. With `profile`, for use away
+    from EC2, credentials and region are that profile's. Raises UsageError if it, or a region, does not exist.
+    """
+    session = blank_session(profile)
     try:
         configured = session.get_config_variable("region")
     except ProfileNotFound as error:
@@ -363,9 +372,64 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help=f"record as failed what has not answered by then (default: {DEADLINE})",
     )
     parser.add_argument("--profile", metavar="NAME", help="use a profile of ~/.aws in place of instance metadata")
+    others = parser.add_argument_group("other accounts", "each is polled by a role in it, which this machine's assumes")
+    others.add_argument(
+        "--role-arn", action="append", default=[], metavar="ARN", help="poll this role's account, too; may be repeated"
+    )
+    others.add_argument(
+        "--roles", metavar="FILE", help="the same for each line of a file; # begins a comment, - is standard input"
+    )
+    others.add_argument(
+        "--external-id",
+        type=matching(r"[\w+=,.@:/-]{2,1224}"),
+        metavar="ID",
+        help="what the roles ask for of those who assume them",
+    )
+    others.add_argument(
+        "--role-session-name",
+        type=matching(r"[\w+=,.@-]{2,64}"),
+        metavar="NAME",
+        help="what the roles' sessions are called in CloudTrail",
+    )
+    others.add_argument("--no-home", action="store_true", help="leave out the account of this machine")
     parser.add_argument("--verbose", action="store_true", help="say more on standard error")
     parser.add_argument("--version", action="store_true", help="say which version this is, and nothing else")
     return parser.parse_args(argv)
+
+
+def matching(pattern: str) -> Callable[[str], str]:
+    def value(text: str) -> str:  # which argparse calls it where it is none
+        if not re.fullmatch(pattern, text, re.ASCII):
+            raise ValueError(text)
+        return text
+
+    return value
+
+
+def roles_asked(asked: argparse.Namespace) -> list[str]:
+    """The ARNs of the roles, each once. Raises UsageError where they make no sense."""
+    from accounts import account_of
+
+    places = [(arn, "--role-arn") for arn in asked.role_arn]
+    if asked.roles:
+        try:
+            with nullcontext(sys.stdin) if asked.roles == "-" else open(asked.roles, encoding="utf-8-sig") as lines:
+                arns = [(line.partition("#")[0].strip(), number) for number, line in enumerate(lines, start=1)]
+        except (OSError, ValueError) as error:  # ValueError: not UTF-8
+            raise UsageError(f"--roles: {asked.roles} cannot be read: {error}") from error
+        in_file = [(arn, f"{asked.roles}, line {number}") for arn, number in arns if arn]
+        if not in_file:  # not what anybody writes such a file for
+            raise UsageError(f"--roles: {asked.roles} names no role")
+        places += in_file
+    by_account: dict[str, str] = {}
+    for arn, place in places:
+        try:
+            other = by_account.setdefault(account_of(arn), arn)
+        except ValueError as error:
+            raise UsageError(f"{place}: {error}") from error
+        if other != arn:
+            raise UsageError(f"{place}: {arn} is in the same account as {other}, and one role is enough")
+    return list(by_account.values())
 
 
 def seconds(text: str) -> float:
@@ -376,7 +440,7 @@ def seconds(text: str) -> float:
 
 
 @contextmanager
-def cancelled_by_signals(poll: Poll) -> Iterator[list[signal.Signals]]:
+def cancelled_by_signals(poll: Poll | AccountsPoll) -> Iterator[list[signal.Signals]]:
     """Let SIGINT, SIGTERM and SIGHUP cancel the poll. Gives the list of those that came.
 
     One that comes again a second later kills. Sooner it is the same one: timeout(1) sends its signal twice, and so do
@@ -408,14 +472,15 @@ def cancelled_by_signals(poll: Poll) -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def report(record: Record) -> None:
-    """Say on standard error what of the poll went wrong."""
+def report(record: Record, *, several: bool) -> None:
+    """Say on standard error what of the poll went wrong, and in which of several accounts."""
     error = record.get("error")
+    account = f"{record['account'] or 'the home account'}: " if several else ""
     if record["record"] == "region" and error:
         level = logging.INFO if record["status"] == "not-enabled" else logging.ERROR
-        logger.log(level, "%s: %s: %s", record["region"], record["status"], error)
+        logger.log(level, "%s%s: %s: %s", account, record["region"], record["status"], error)
     elif record["record"] == "poll" and error and record["regions"].keys() <= {"ok", "not-enabled"}:
-        logger.error("%s", error)
+        logger.error("%s%s", account, error)
 
 
 def output(text: str) -> None:
@@ -451,8 +516,8 @@ def failed_poll(error: InventoryError) -> None:
 
 
 @contextmanager
-def progress(poll: Poll, as_table: bool) -> Iterator[Callable[[Record], None]]:
-    """On a terminal, show on standard error how far the poll is, as it is told of each record."""
+def progress(poll: Poll | AccountsPoll, as_table: bool) -> Iterator[Callable[[Record], None]]:
+    """On a terminal, show on standard error how far the polls are, as it is told of each record."""
     if not (on_terminal(sys.stderr) and find_spec("rich")) or (on_terminal(sys.stdout) and not as_table):
         yield lambda record: None
         return
@@ -463,18 +528,17 @@ def progress(poll: Poll, as_table: bool) -> Iterator[Callable[[Record], None]]:
     columns = [SpinnerColumn(), BarColumn(bar_width=20), TextColumn("{task.description}"), TimeElapsedColumn()]
     with Progress(*columns, console=console, transient=True) as display:
         task = display.add_task("asking who we are", total=None)
-        instances = regions = 0
+        ended: Counter[str] = Counter()
 
         def advance(record: Record) -> None:
-            nonlocal instances, regions
-            instances += record["record"] == "instance"
-            regions += record["record"] == "region"
-            display.update(
-                task,
-                total=len(poll.regions),
-                completed=regions,
-                description=f"{regions} of {len(poll.regions)} regions, {instances:,} instances",
-            )
+            ended[record["record"]] += 1
+            if isinstance(poll, Poll):
+                total, done = len(poll.regions), ended["region"]
+                parts = f"{done} of {total} regions"
+            else:
+                total, done = len(poll.accounts), ended["poll"]
+                parts = f"{done:,} of {total:,} accounts, {ended['region']:,} regions"
+            display.update(task, total=total, completed=done, description=f"{parts}, {ended['instance']:,} instances")
 
         yield advance
 
@@ -486,12 +550,13 @@ COLUMNS: dict[str, Callable[[Record], str | None]] = {
     "instance_id": lambda instance: instance["instance_id"],
     "state": lambda instance: instance["state"],
     "type": lambda instance: instance["instance_type"],
+    "account": lambda instance: instance["account"],
     "zone": lambda instance: instance["availability_zone"] or instance["region"],
     "private_ip": lambda instance: instance["private_ip_address"] or next(iter(instance["ipv6_addresses"]), None),
     "public_ip": lambda instance: instance["public_ip_address"],
     "launched": lambda instance: instance["launch_time"] and f"{instance['launch_time']:%Y-%m-%d %H:%M}",
 }
-DISPENSABLE = ("launched", "public_ip", "type", "zone", "private_ip", "state")
+DISPENSABLE = ("launched", "public_ip", "type", "account", "zone", "private_ip", "state")
 """The columns that a narrow window goes without, first the first. A shortened address would be a wrong one."""
 
 NAME_WIDTH = 16
@@ -499,17 +564,25 @@ NAME_WIDTH = 16
 
 
 def table(records: Sequence[Record]) -> str:
-    """The poll for a person: a table that fits the window, where there is one, and a line that sums it up."""
+    """The polls for a person: a table that fits the window, where there is one, and a line that sums them up."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     instances = sorted(
         (record for record in records if record["record"] == "instance"),
-        key=lambda instance: (instance["region"], instance["name"] or "", instance["instance_id"]),
+        key=lambda instance: (
+            instance["account"],
+            instance["region"],
+            instance["name"] or "",
+            instance["instance_id"],
+        ),
     )
+    polls = [record for record in records if record["record"] == "poll"]
     cells = {
-        column: [Text(printable(value(instance) or "-")) for instance in instances] for column, value in COLUMNS.items()
+        column: [Text(printable(value(instance) or "-")) for instance in instances]
+        for column, value in COLUMNS.items()
+        if column != "account" or len(polls) > 1
     }
     widths = {column: max([len(column), *(text.cell_len for text in texts)]) for column, texts in cells.items()}
     window = shutil.get_terminal_size().columns if on_terminal(sys.stdout) else sum(widths.values()) + 2 * len(widths)
@@ -517,7 +590,7 @@ def table(records: Sequence[Record]) -> str:
     def left_for_the_name() -> int:
         return window - sum(width + 2 for column, width in widths.items() if column != "name")
 
-    for column in DISPENSABLE:
+    for column in (column for column in DISPENSABLE if column in cells):
         if left_for_the_name() < min(widths["name"], NAME_WIDTH):
             del widths[column]
     widths["name"] = max(1, min(widths["name"], left_for_the_name()))
@@ -532,22 +605,32 @@ def table(records: Sequence[Record]) -> str:
     console = Console(file=paper, width=window, height=25, force_terminal=on_terminal(sys.stdout))
     if instances:
         console.print(grid)
-    last = records[-1]
-    console.print(summary(last), style=None if last["complete"] else "bold red", soft_wrap=not on_terminal(sys.stdout))
+    complete = all(poll["complete"] for poll in polls)
+    console.print(summary(polls), style=None if complete else "bold red", soft_wrap=not on_terminal(sys.stdout))
     return "".join(f"{line.rstrip()}\n" for line in paper.getvalue().splitlines())
 
 
-def summary(poll: Record) -> Text:
+def summary(polls: Sequence[Record]) -> Text:
     from rich.text import Text
 
     def counted(count: int, noun: str) -> str:
         return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
-    states = ", ".join(f"{count:,} {state}" for state, count in sorted(poll["states"].items()))
+    def total(field: str) -> Counter[str]:
+        return sum((Counter(poll[field]) for poll in polls), Counter())
+
+    began = min(poll["timestamp"] for poll in polls)
+    seconds = max((poll["timestamp"] - began).total_seconds() + poll["seconds"] for poll in polls)
+    states = ", ".join(f"{count:,} {state}" for state, count in sorted(total("states").items()))
+    incomplete = sum(not poll["complete"] for poll in polls)
+    of_many = f" in {incomplete:,} of {len(polls):,} accounts" if len(polls) > 1 else ""
+    account = (
+        f"account {printable(polls[0]['account'] or 'unknown')}" if len(polls) == 1 else f"{len(polls):,} accounts"
+    )
     return Text(
-        f"{poll['timestamp']:%Y-%m-%d %H:%M:%S} UTC: account {printable(poll['account'] or 'unknown')}, "
-        f"{counted(sum(poll['regions'].values()), 'region')}, {counted(poll['instances'], 'instance')}"
-        f"{f' ({states})' if states else ''}, {poll['seconds']:.1f} s: {'complete' if poll['complete'] else 'INCOMPLETE'}"
+        f"{began:%Y-%m-%d %H:%M:%S} UTC: {account}, {counted(total('regions').total(), 'region')}, "
+        f"{counted(total('states').total(), 'instance')}{f' ({states})' if states else ''}, "
+        f"{seconds:.1f} s: {f'INCOMPLETE{of_many}' if incomplete else 'complete'}"
     )
 
 
@@ -555,20 +638,47 @@ def on_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def exit_code(outcome: PollOutcome, signals: Sequence[signal.Signals]) -> int:
-    if outcome.complete:
+def exit_code(polls: Sequence[Record], signals: Sequence[signal.Signals]) -> int:
+    if all(poll["complete"] for poll in polls):
         return EXIT_COMPLETE
     if signals:
         return 128 + signals[0]
-    return EXIT_INCOMPLETE if outcome.regions.get("ok") else EXIT_FAILED
+    return EXIT_INCOMPLETE if any(poll["regions"].get("ok") for poll in polls) else EXIT_FAILED
+
+
+def make_poll(asked: argparse.Namespace) -> Poll | AccountsPoll:
+    session = make_session(asked.profile, asked.region)
+    home = InventoryManager(session)
+    how: dict[str, Any] = {"all_regions": asked.all_regions, "full": asked.full, "deadline": asked.deadline}
+    if not (asked.role_arn or asked.roles):
+        only_with_roles = {
+            "--external-id": asked.external_id,
+            "--role-session-name": asked.role_session_name,
+            "--no-home": asked.no_home,
+        }
+        if alone := [option for option, value in only_with_roles.items() if value]:
+            raise UsageError(f"{alone[0]} is of use with --role-arn or --roles only")
+        return home.poll(asked.region, **how)
+    if not find_spec("accounts"):
+        raise UsageError("--role-arn and --roles need accounts.py beside main.py")
+    from accounts import SESSION_NAME, Account, AccountsPoll, AssumedRoles, account_of
+
+    roles = AssumedRoles(
+        session,
+        external_id=asked.external_id,
+        session_name=asked.role_session_name or SESSION_NAME,
+        blank_session=partial(blank_session, asked.profile),
+    )
+    accounts = [] if asked.no_home else [Account(None, lambda: home)]
+    accounts += [Account(account_of(arn), partial(roles.manager, arn)) for arn in roles_asked(asked)]
+    return AccountsPoll(accounts, asked.region, **how)
 
 
 def run(asked: argparse.Namespace, as_table: bool) -> int:
-    session = make_session(asked.profile, asked.region)
-    manager = InventoryManager(session)
-    poll = manager.poll(asked.region, all_regions=asked.all_regions, full=asked.full, deadline=asked.deadline)
+    poll = make_poll(asked)
+    accounts = 1 if isinstance(poll, Poll) else len(poll.accounts)
     records: list[Record] = []
-    ended = False
+    polls: list[Record] = []
     with cancelled_by_signals(poll) as signals:
         try:
             with progress(poll, as_table) as advance:
@@ -577,21 +687,24 @@ def run(asked: argparse.Namespace, as_table: bool) -> int:
                         records.append(record)
                     else:
                         output(json_line(record))
-                    ended = record["record"] == "poll"
-                    report(record)
+                    if record["record"] == "poll":
+                        polls.append(record)
+                    report(record, several=accounts > 1)
                     advance(record)
         except Exception:
-            if not ended:
+            if len(polls) < accounts:
                 raise
             logger.critical("an unforeseen error after the poll: please report it", exc_info=True)
     if as_table:
         output(table(records))
-    return exit_code(poll.outcome, signals)
+    return exit_code(polls, signals)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(handlers=[Diagnostics()], force=True)
     logging.captureWarnings(True)
+    # A traceback about credentials that cannot be renewed: that is an error of the poll anyway, with a message.
+    logging.getLogger("botocore.credentials").addFilter(lambda record: "mandatory" not in record.getMessage())
     as_table = on_terminal(sys.stdout)  # until it is known what was asked for
     try:
         output("")  # before anything is asked: is it closed?

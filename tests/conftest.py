@@ -16,7 +16,7 @@ import boto3
 import pytest
 from emulated_aws import EmulatedAWS
 from instance_metadata import InstanceMetadataService
-from scripted_aws import Reply, Request, ScriptedAWS, caller_identity
+from scripted_aws import Reply, Request, ScriptedAWS, sts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -159,7 +159,7 @@ def script(poller: Poller, metadata: InstanceMetadataService) -> Iterator[Callab
 
         def start(
             answer: Callable[[Request], Reply | str],
-            identify: Callable[[Request], Reply | str] = lambda request: caller_identity(),
+            identify: Callable[[Request], Reply | str] = sts,
         ) -> ScriptedAWS:
             aws = stack.enter_context(ScriptedAWS(answer, identify))
             poller.environment |= {

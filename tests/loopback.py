@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 class Server(ThreadingHTTPServer):
     request_queue_size = 64
+    connections = 0
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        super().process_request(request, client_address)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that is killed closes its connection as it likes; anything else is a fault of ours."""
@@ -54,6 +59,11 @@ class LoopbackService:
 
     def handler(self) -> type[Handler]:
         raise NotImplementedError
+
+    @property
+    def connections(self) -> int:
+        """How many have been opened."""
+        return self._server.connections
 
     def __enter__(self) -> Self:
         self._server = Server(self.address, self.handler())

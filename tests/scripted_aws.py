@@ -6,6 +6,7 @@ import itertools
 import re
 import time
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
@@ -45,12 +46,17 @@ class Reply:
     """Close the connection instead."""
 
 
+def sts(request: Request) -> Reply | str:
+    """STS as it is where nothing is the matter: every role can be assumed, credentials are of the role's account."""
+    return assumed_role(request) if request.action == "AssumeRole" else caller_identity(account_asked(request))
+
+
 @dataclass
 class ScriptedAWS(LoopbackService):
-    """`answer` is called for each DescribeInstances, `identify` for each GetCallerIdentity."""
+    """`answer` is called for each DescribeInstances, `identify` for each call of STS."""
 
     answer: Callable[[Request], Reply | str]
-    identify: Callable[[Request], Reply | str] = lambda request: caller_identity()
+    identify: Callable[[Request], Reply | str] = sts
     requests: list[Request] = field(default_factory=list)
     address: tuple[str, int] = ("127.0.0.1", 0)
 
@@ -89,6 +95,24 @@ def caller_identity(account: str = ACCOUNT, partition: str = "aws") -> str:
         <Arn>arn:{partition}:sts::{account}:assumed-role/inventory/i-0f1e2d3c4b5a69788</Arn>
         <UserId>AROAEXAMPLE:i-0f1e2d3c4b5a69788</UserId><Account>{account}</Account>
         </GetCallerIdentityResult></GetCallerIdentityResponse>"""
+
+
+def assumed_role(request: Request, key: str | None = None, lifetime: float = 3600) -> str:
+    """The answer to an AssumeRole: credentials with `key`, by default one with the role's account in it."""
+    account = request.parameters["RoleArn"].split(":")[4]
+    session = f"assumed-role/inventory/{request.parameters['RoleSessionName']}"
+    expires = datetime.now(timezone.utc) + timedelta(seconds=lifetime)
+    return f"""<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult>
+        <AssumedRoleUser><AssumedRoleId>AROAEXAMPLE:x</AssumedRoleId><Arn>arn:aws:sts::{account}:{session}</Arn>
+        </AssumedRoleUser><Credentials><AccessKeyId>{key or f"ASIA{account}"}</AccessKeyId>
+        <SecretAccessKey>secret-of-{account}</SecretAccessKey><SessionToken>token-of-{account}</SessionToken>
+        <Expiration>{expires:%Y-%m-%dT%H:%M:%SZ}</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"""
+
+
+def account_asked(request: Request) -> str:
+    """The account that the request's credentials are of, if they were given by `assumed_role`."""
+    number = request.access_key.removeprefix("ASIA")[:12]
+    return number if number.isdigit() else ACCOUNT
 
 
 def ec2_error(code: str, message: str = "Computer says no.", status: int = 400) -> Reply:

@@ -344,6 +344,25 @@ def test_asking_the_record_on_the_host(deployed: Cloud, project: Path, tmp_path:
     assert "There is no requirements-history.txt in" in refused
 
 
+def test_other_accounts_on_the_host(deployed: Cloud, project: Path, tmp_path: Path) -> None:
+    """With role_arns, cron's command records those accounts, too, and the proof counts them."""
+    whole = tmp_path / "project"
+    shutil.copytree(project, whole)
+    with zipfile.ZipFile(whole / "clustermanager.zip", "w") as archive:
+        for name in ("inventory_manager.py", "main.py", "accounts.py"):
+            archive.write(REPOSITORY / name, name)
+    (given,) = re.findall(r"--extra-vars '(.*)'", sample("other accounts deployed"))
+    variables = json.dumps({name: value for name, value in json.loads(given).items() if name != "target"})
+    said = deployed.host.playbook("--extra-vars", variables, project=whole).stdout
+    assert re.search(r"has just seen \d+ instances of 2 accounts", said)
+    assert changed(deployed.host.playbook("--extra-vars", variables, project=whole).stdout) == 0
+    deployed.host.ssh(ONE_POLL)
+    assert {poll["account"]: poll["complete"] for poll in deployed.polls} == {
+        deployed.aws.account: True,
+        "222222222222": True,
+    }
+
+
 def test_uninstall(deployed: Cloud, project: Path) -> None:
     """state=absent removes all but the log, says where that is, and does so once."""
     deployed.host.ssh(ONE_POLL)

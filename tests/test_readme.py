@@ -110,29 +110,32 @@ def test_exit_codes() -> None:
     assert codes == [*map(str, named), "128+n"]
 
 
-def test_the_role(tmp_path: Path) -> None:
-    """The aws commands, carried out, give an instance a role that two actions are allowed to."""
-    for name in ("policy", "trust"):
-        (tmp_path / f"{name}.json").write_text(sample(name))
+def carry_out(name: str, aws: EmulatedAWS, instance_id: str = "") -> None:
+    """Do in the emulated account what the aws commands of a sample say."""
 
     def value(text: str, shape: Any) -> Any:
         if text.startswith("file://"):
-            return (tmp_path / text.removeprefix("file://")).read_text()
+            return sample(text.removeprefix("file://").removesuffix(".json"))
         return dict([text.split("=")]) if shape.type_name == "structure" else text
 
+    for line in sample(name).splitlines():
+        dollar, program, service, command, *options = shlex.split(line)
+        assert (dollar, program) == ("$", "aws")
+        client: Any = aws.session.client(service, endpoint_url=aws.url)  # type: ignore[call-overload]  # by its name
+        operation = "".join(word.capitalize() for word in command.split("-"))
+        members = client.meta.service_model.operation_model(operation).input_shape.members
+        request = {}
+        for option, text in zip(options[::2], options[1::2], strict=True):
+            member = "".join(word.capitalize() for word in option.removeprefix("--").split("-"))
+            request[member] = value(text.replace("i-0f1e2d3c4b5a69788", instance_id), members[member])
+        getattr(client, command.replace("-", "_"))(**request)
+
+
+def test_the_role() -> None:
+    """The aws commands, carried out, give an instance a role that two actions are allowed to."""
     with EmulatedAWS(account="200000000001") as aws:
         (instance_id,) = aws.launch(Group("eu-west-1", "t4g.nano", {"Name": "recorder"}))
-        for line in sample("role").splitlines():
-            dollar, program, service, command, *options = shlex.split(line)
-            assert (dollar, program) == ("$", "aws")
-            client: Any = aws.session.client(service, endpoint_url=aws.url)  # type: ignore[call-overload]  # by its name
-            operation = "".join(word.capitalize() for word in command.split("-"))
-            members = client.meta.service_model.operation_model(operation).input_shape.members
-            request = {}
-            for option, text in zip(options[::2], options[1::2], strict=True):
-                name = "".join(word.capitalize() for word in option.removeprefix("--").split("-"))
-                request[name] = value(text.replace("i-0f1e2d3c4b5a69788", instance_id), members[name])
-            getattr(client, command.replace("-", "_"))(**request)
+        carry_out("role", aws, instance_id)
         found = aws.ec2().describe_instances(InstanceIds=[instance_id])["Reservations"][0]["Instances"][0]
         profile = found["IamInstanceProfile"]["Arn"].split("/")[-1]
         iam = aws.session.client("iam", endpoint_url=aws.url)
@@ -141,6 +144,41 @@ def test_the_role(tmp_path: Path) -> None:
     (statement,) = policy["Statement"]
     assert statement["Effect"] == "Allow"
     assert statement["Action"] == ["ec2:DescribeInstances", "sts:GetCallerIdentity"]
+
+
+def test_the_roles_of_other_accounts(poller: Poller, tmp_path: Path) -> None:
+    """The aws commands, carried out, let the host's role, and it alone, assume a role that may do what its own may; the
+    commands that poll by it do."""
+    with EmulatedAWS(account="200000000002") as home, EmulatedAWS(account="222222222222") as other:
+        carry_out("role", home, home.launch(Group("eu-west-1", "t4g.nano", {"Name": "recorder"}))[0])
+        carry_out("host's role", home)
+        carry_out("role in another account", other)
+        home_iam = home.session.client("iam", endpoint_url=home.url)
+        other_iam = other.session.client("iam", endpoint_url=other.url)
+        other_role: Any = other_iam.get_role(RoleName="inventory")["Role"]
+        on_top: Any = home_iam.get_role_policy(RoleName="inventory", PolicyName="other-accounts")["PolicyDocument"]
+        policies = [iam.get_role_policy(RoleName="inventory", PolicyName="inventory") for iam in (home_iam, other_iam)]
+        other.launch(Group("eu-west-1", "t4g.nano", {"Name": "theirs"}))
+        poller.environment |= home.environment
+        (tmp_path / "roles.txt").write_text(f"# theirs\n{other_role['Arn']}\n")
+        polls = [
+            poller.run(*shlex.split(line.replace("roles.txt", str(tmp_path / "roles.txt")))[2:])
+            for line in sample("other accounts").splitlines()
+        ]
+    assert policies[0]["PolicyDocument"] == policies[1]["PolicyDocument"]
+    (statement,) = on_top["Statement"]
+    assert (statement["Action"], other_role["Arn"]) == (
+        "sts:AssumeRole",
+        statement["Resource"].replace("*", other.account),
+    )
+    (trust,) = other_role["AssumeRolePolicyDocument"]["Statement"]
+    assert trust["Principal"] == {"AWS": "arn:aws:iam::123456789012:role/inventory"}
+    assert trust["Condition"] == {"StringEquals": {"sts:ExternalId": "acme"}}
+    assert [run.code for run in polls] == [0, 0]
+    assert [{poll["account"] for poll in run.of("poll")} for run in polls] == [
+        {home.account, other.account},
+        {other.account},
+    ]
 
 
 def python(code: str, account: EmulatedAWS, tmp_path: Path) -> str:
@@ -218,6 +256,12 @@ COMMANDS_TESTED_ELSEWHERE = {
     **dict.fromkeys(re.findall(r"^\$ (.*)$", sample("role"), re.MULTILINE), "test_the_role"),
     **dict.fromkeys(re.findall(r"^\$ (.*)$", sample("reading"), re.MULTILINE), "test_deploy.py"),
     sample("variables").strip().removeprefix("$ "): "test_deploy.py",
+    **dict.fromkeys(re.findall(r"^\$ (ansible.*)$", sample("other accounts deployed"), re.MULTILINE), "test_deploy.py"),
+    **{
+        command: "test_the_roles_of_other_accounts"
+        for name in ("role in another account", "host's role", "other accounts")
+        for command in re.findall(r"^\$ (.*)$", sample(name), re.MULTILINE)
+    },
 }
 
 
@@ -235,7 +279,8 @@ def test_every_command_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", *(f"docs/{name}.md" for name in ("faults", "history", "soak")), "benchmarks/README.md"]
+    "document",
+    ["README.md", *(f"docs/{name}.md" for name in ("faults", "history", "scale", "soak")), "benchmarks/README.md"],
 )
 def test_links_lead_somewhere(document: str) -> None:
     """Every link within the repository is to a file that it has."""

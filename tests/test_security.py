@@ -23,6 +23,7 @@ EVERY_OPTION = [
     ["--verbose", "--full", "--all-regions", "--format", "json"],
     ["--region", "eu-west-1", "--region", "us-east-1", "--format", "table"],
     ["--verbose", "--profile", "elsewhere", "--format", "auto"],
+    ["--verbose", "--role-arn", "arn:aws:iam::222222222222:role/inventory", "--external-id", "acme"],
 ]
 
 
@@ -74,7 +75,7 @@ def test_no_secret_is_written(answered: str, options: list[str], script: Scripts
 
 
 def test_only_what_the_readme_says_is_asked(script: Scripts, poller: Poller, metadata: InstanceMetadataService) -> None:
-    """Two actions of AWS, and the metadata paths that README.md names."""
+    """The actions of AWS and the metadata paths that README.md names."""
     aws = script(lambda request: page(an_instance(), token="t1") if request.page_token is None else page())
     for options in EVERY_OPTION:
         assert a_poll_with(options, poller).code == 0
