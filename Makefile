@@ -8,7 +8,7 @@ BENCH ?=
 
 BENCH_VENVS = boto3 awscli c7n ansible matplotlib
 
-.PHONY: demo demo-report test check faults soak bench bench-history requirements bench-requirements clean
+.PHONY: demo demo-report test check faults soak bench bench-accounts bench-history requirements bench-requirements clean
 
 # Two polls of an emulated account, appended to demo.log as cron does, the table that a person sees, and three questions.
 demo: $(VENV)/ready
@@ -41,6 +41,10 @@ soak: $(VENV)/ready
 # main.py and other tools side by side: the table and the plot of benchmarks/README.md.
 bench: $(BENCH_VENVS:%=.bench/%/ready)
 	$(PYTHON) benchmarks/bench.py $(BENCH)
+
+# What many accounts cost, for benchmarks/README.md. Takes five minutes.
+bench-accounts: $(VENV)/ready
+	$(VENV)/bin/python benchmarks/many_accounts.py
 
 # What questions to a year's log cost, for benchmarks/README.md. Takes ten minutes, and 16 GB below .bench.
 bench-history: $(VENV)/ready

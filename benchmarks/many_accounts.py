@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure main.py --roles on a thousand accounts of 17 regions each, all of them on loopback.
+"""Measure main.py --roles on accounts of 17 regions each, all of them on loopback, for README.md.
 
 The endpoints have AWS's own names, behind a proxy that ends the TLS of each: so connections cost what they cost
 elsewhere, trusted certificates included, which is most of what it costs to ask a region.
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import re
 import ssl
 import subprocess
@@ -17,10 +19,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from datetime import datetime, timedelta, timezone
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 import certifi
@@ -28,10 +30,16 @@ from bench import REGIONS
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from results import MB, README, Cost, processor
 from server import NOT_FOUND, STS_NAMESPACE, ec2_error, instance_metadata, region_pages, response
-from tools import BENCHMARKS
+from tools import BENCHMARKS, REPOSITORY
+
+BEGIN, END = "<!-- accounts: begin -->", "<!-- accounts: end -->"
 
 HOME = "999999999999"
+FIRST = 111_111_100_000
+"""The first of the accounts."""
+
 LATENCY = 0.1
 """Seconds before each answer."""
 
@@ -177,63 +185,108 @@ def certificate(folder: Path) -> tuple[ssl.SSLContext, Path]:
     return tls, trusted
 
 
-def measured(accounts: int, instances: int) -> dict[str, Any]:
-    """What main.py cost, and what it said."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tls, trusted = certificate(folder)
-        server = Server(tls, instances)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}"
-        roles, log, errors = folder / "roles", folder / "inventory.log", folder / "errors.log"
-        numbers = range(111_111_100_000, 111_111_100_000 + accounts)
-        roles.write_text("".join(f"arn:aws:iam::{number}:role/inventory\n" for number in numbers))
-        command = [sys.executable, str(BENCHMARKS.parent / "main.py"), "--roles", str(roles), "--no-home"]
-        command += [argument for region in REGIONS for argument in ("--region", region)]
-        with errors.open("w") as stderr:
-            done = subprocess.run(
-                [sys.executable, str(BENCHMARKS / "measure.py"), "3600", str(log), *command],
-                env={
-                    "PATH": "/usr/bin:/bin",
-                    "HOME": name,
-                    "HTTPS_PROXY": url,
-                    "AWS_CA_BUNDLE": str(trusted),
-                    "AWS_EC2_METADATA_SERVICE_ENDPOINT": url,
-                    "AWS_REGION": REGIONS[0],
-                },
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                check=True,
-            )
-        server.shutdown()
-        kinds: Counter[str] = Counter()
-        with log.open() as lines:
-            for line in lines:
-                record = json.loads(line)
-                kinds[record["record"]] += 1
-                if record["record"] == "poll":
-                    kinds["complete" if record["complete"] else f"incomplete: {kind_of(record['account'])}"] += 1
-                elif record["record"] == "region":
-                    kinds[f"region {record['status']}"] += 1
-        return {
-            **json.loads(done.stdout),
-            "lines": dict(kinds),
-            "calls": dict(server.calls),
-            "most_open": server.most_open,
-            "said": Counter(re.sub(r"\d{12}", "…", json.loads(line)["message"]) for line in errors.open()).most_common(
-                5
-            ),
-        }
+@dataclass(frozen=True)
+class Run:
+    cost: Cost
+    kinds: Counter[str]
+    """Of lines, by what they say."""
+    calls: Counter[str]
+    """And connections, as the server counted them."""
+    most_open: int
+    """Connections at a time."""
+
+
+def main_py(roles: Path) -> list[str]:
+    regions = [argument for region in REGIONS for argument in ("--region", region)]
+    return [str(REPOSITORY / "main.py"), "--roles", str(roles), "--no-home", *regions]
+
+
+def loop(roles: Path) -> list[str]:
+    return [str(BENCHMARKS / "boto3_accounts_loop.py"), str(roles), *REGIONS]
+
+
+def measured(command: list[str], server: Server, folder: Path, trusted: Path) -> Run:
+    """What a run of `command` cost, and what it wrote."""
+    url = f"http://127.0.0.1:{server.server_port}"
+    log = folder / "inventory.log"
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "measure.py"), "3600", str(log), sys.executable, *command],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(folder),
+            "HTTPS_PROXY": url,
+            "AWS_CA_BUNDLE": str(trusted),
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT": url,
+            "AWS_DEFAULT_REGION": REGIONS[0],
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    kinds: Counter[str] = Counter()
+    with log.open() as lines:
+        for line in lines:
+            record = json.loads(line)
+            kinds[record["record"]] += 1
+            if record["record"] == "poll":
+                kinds["complete" if record["complete"] else f"incomplete: {kind_of(record['account'])}"] += 1
+    return Run(Cost(**json.loads(done.stdout)["cost"]), kinds, server.calls.copy(), server.most_open)
+
+
+def row(name: str, accounts: int, run: Run) -> str:
+    cost, regions = run.cost, accounts * len(REGIONS)
+    figures = (
+        f"{cost.wall:,.0f}",
+        f"{1000 * (cost.user + cost.system) / regions:.0f}",
+        f"{cost.rss / MB:.0f}",
+        f"{run.calls['connections']:,}",
+        f"{run.most_open}",
+    )
+    return f"| {name} | {accounts:,} | {regions:,} | {' | '.join(figures)} |"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--accounts", type=int, default=1000)
+    parser.add_argument("--accounts", type=int, nargs="+", default=[10, 100, 1000], help="(default: 10 100 1000)")
     parser.add_argument(
         "--instances", type=int, default=5, help="in each region of each account (default: %(default)s)"
     )
     asked = parser.parse_args()
-    print(json.dumps(measured(asked.accounts, asked.instances), indent=2))
+    lines = [
+        (
+            f"- measured on {date.today().isoformat()}: {os.cpu_count()} cores, {processor()}, the server on one of them;"
+            f" CPython {platform.python_version()}"
+        ),
+        f"- {LATENCY * 1000:.0f} ms before each answer; {asked.instances} instances in each region of each account",
+        "",
+        "| | accounts | regions | wall, s | CPU a region, ms | peak RSS, MB | connections | at a time |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tls, trusted = certificate(folder)
+        roles = folder / "roles"
+        for accounts, tool, command in [
+            (min(asked.accounts), "a loop on boto3", loop),
+            *((accounts, "main.py", main_py) for accounts in asked.accounts),
+        ]:
+            roles.write_text("".join(f"arn:aws:iam::{FIRST + number}:role/inventory\n" for number in range(accounts)))
+            with Server(tls, asked.instances) as server:
+                threading.Thread(target=server.serve_forever, daemon=True).start()
+                run = measured(command(roles), server, folder, trusted)
+                server.shutdown()
+            good = sum(kind_of(str(FIRST + number)) is None for number in range(accounts))
+            throttled = sum(kind_of(str(FIRST + number)) == "throttled" for number in range(accounts))
+            if tool == "main.py" and (run.kinds["poll"], run.kinds["complete"]) != (accounts, good + throttled):
+                raise SystemExit(f"not what is there: {run.kinds}")
+            lines.append(row(tool, accounts, run))
+            print(lines[-1], flush=True)
+    ended = ", ".join(f"{count} {kind}" for kind, count in sorted(run.kinds.items()) if kind.startswith("incomplete"))
+    lines.insert(
+        2, f"- of {accounts:,} accounts, {run.kinds['complete']} were complete, {throttled} of them throttled; {ended}"
+    )
+    before, rest = README.read_text().split(BEGIN)
+    README.write_text("\n".join([before + BEGIN, *lines, END + rest.split(END)[1]]))
     return 0
 
 
