@@ -18,6 +18,7 @@ import io
 import ipaddress
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -1039,7 +1040,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--log",
         action="append",
         metavar="PATH",
-        help=f"a log, rotated, compressed or archived; a glob; - for standard input; several together (default: {LOG})",
+        help="a log, rotated, compressed or archived; a glob; a folder of logs; - for standard input; several together "
+        f"(default: {LOG})",
     )
     parser.add_argument(
         "--format",
@@ -1088,18 +1090,30 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return asked
 
 
+def below(folder: str) -> list[str]:
+    """All that is named like a log or an archive, at any depth."""
+    names = (os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)
+    return sorted(name for name in names if re.search(r"\.(jsonl|log)\b|\.parquet$", os.path.basename(name)))
+
+
 def files(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     """The logs and the archives that these stand for. Raises UsageError."""
     found: dict[str, None] = {}
     for pattern in patterns:
         path = os.path.expanduser(pattern)
-        paths = (
-            ["/dev/stdin"] if pattern == "-" else [path] if os.path.exists(path) else sorted(glob.glob(path)) or [path]
-        )
+        if pattern == "-":
+            paths = ["/dev/stdin"]
+        elif os.path.exists(path):
+            paths = [path]
+        else:
+            paths = sorted(glob.glob(path, recursive=True))
+        if not paths:
+            raise UsageError(f"{path}: no such file")
         for path in paths:
-            if not os.path.exists(path) or os.path.isdir(path):
-                raise UsageError(f"{path}: {'is a folder' if os.path.isdir(path) else 'no such file'}")
-            found[path] = None
+            logs = below(path) if os.path.isdir(path) else [path]
+            if not logs:
+                raise UsageError(f"{path}: no log is in this folder")
+            found.update(dict.fromkeys(logs))
     archives = [path for path in found if path.endswith(".parquet")]
     return [path for path in found if path not in archives], archives
 

@@ -231,6 +231,24 @@ def test_all_that_a_log_can_be(question: str, log: Path, tmp_path: Path) -> None
     assert ask("-", *QUESTIONS[question], given=text) == asked
 
 
+def test_a_folder_of_logs(log: Path, tmp_path: Path) -> None:
+    """A tree with a file for each poll, by account and day and hour, is a log; what else lies there is not."""
+    asked = ask(log, "changes")
+    for text in log.read_text().splitlines(keepends=True):
+        record = json.loads(text)
+        part = f"account={record['account']}/date={record['timestamp'][:10]}/hour={record['timestamp'][11:13]}"
+        (folder := tmp_path / "bucket" / part).mkdir(parents=True, exist_ok=True)
+        with gzip.open(folder / "poll.jsonl.gz", "at") as file:
+            file.write(text)
+    (tmp_path / "bucket/README.md").write_text("not a log")
+    assert len(list((tmp_path / "bucket").rglob("*.gz"))) > 2
+    assert ask(tmp_path / "bucket", "changes") == asked
+    assert ask(f"{tmp_path}/bucket/**/*.gz", "changes") == asked
+    (tmp_path / "empty").mkdir()
+    refused = ask(tmp_path / "empty", "changes")
+    assert (refused.code, "no log is in this folder" in refused.stderr) == (2, True)
+
+
 def test_what_does_not_belong(log: Path) -> None:
     """Half lines, other programs' lines, unknown and missing fields, cut-off polls: counted, said once, not fatal."""
     answers = {name: ask(log, *question).stdout for name, question in QUESTIONS.items() if name != "sql"}
@@ -466,7 +484,6 @@ def test_archive(log: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_read(log: Path, tmp_path: Path) -> None:
     """A file that is not there is a usage error; one that is damaged or foreign is said to be; neither is an empty answer."""
     assert ask(tmp_path / "nothing.log", "at").code == 2
-    assert ask(tmp_path, "at").code == 2
     whole = gzip.compress(log.read_bytes())
     (damaged := tmp_path / "damaged.log.gz").write_bytes(whole[: len(whole) // 2])
     (foreign := tmp_path / "foreign.parquet").write_bytes(b"PAR1 no")
