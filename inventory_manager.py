@@ -112,6 +112,12 @@ cannot be understood."""
 NOT_ENABLED_ATTEMPTS = 3
 """The same for a region that seems not to be enabled, as half of them are."""
 
+UNANSWERED = 3
+"""Polls at the same time that a region may leave without an answer before the next ones do not ask it."""
+
+TRY_AGAIN = 60
+"""Seconds, after which one does."""
+
 PAUSE = 0.5
 """Seconds before the second of those attempts, doubled for each further one."""
 
@@ -295,13 +301,43 @@ class PollOutcome:
 
 
 class Bounds:
-    """How much is in hand at a time, in one poll or in all those that share these bounds."""
+    """How much is in hand at a time, in one poll or in all those that share these bounds.
+
+    A region that does not answer takes two minutes to fail. So that it does not keep all others waiting, once three
+    polls in a row have had no answer from it, the next ones do not ask it, but for one a minute.
+    """
 
     def __init__(self, regions: int = REGIONS_AT_ONCE, pages: int = PAGES_AT_ONCE) -> None:
         self.regions = threading.Semaphore(regions)
         """Those that are being asked."""
         self.pages = threading.Semaphore(pages)
         """Those that have been read, and wait for the reader of the poll."""
+        self._lock = threading.Lock()
+        self._unanswered: Counter[str] = Counter()
+        self._tried: dict[str, float] = {}
+
+    def check(self, region: str) -> None:
+        """Raise InventoryError if this region is not to be asked now."""
+        with self._lock:
+            if self._unanswered[region] < UNANSWERED:
+                return
+            now = time.monotonic()
+            if now - self._tried.get(region, 0) >= TRY_AGAIN:
+                self._tried[region] = now
+                return
+            raise InventoryError(
+                "RegionUnresponsive",
+                f"{region} was not asked: the last {self._unanswered[region]} polls had no answer from it",
+            )
+
+    def ended(self, region: str, error: InventoryError | None) -> None:
+        """Learn how asking a region ended."""
+        with self._lock:
+            if error is None or isinstance(error.__cause__, ClientError):
+                self._unanswered[region] = 0
+            elif isinstance(error.__cause__, (BotocoreConnectionError, HTTPClientError)):
+                self._unanswered[region] += 1
+                self._tried[region] = time.monotonic()
 
 
 class InventoryManager:
@@ -693,6 +729,7 @@ class Poll:
 
     def _read(self, client: EC2Client, region: str) -> None:
         try:
+            self._bounds.check(region)
             for instances in self._manager._pages(client, region, {}, self._full):
                 if not self._admitted(self._bounds.pages):
                     return
@@ -700,8 +737,10 @@ class Poll:
                 if self._stopped.is_set():
                     self._forget_pages()
                     return
+            self._bounds.ended(region, None)
             self._events.put(_Ended(region, None))
         except InventoryError as error:
+            self._bounds.ended(region, error)
             self._events.put(_Ended(region, error))
         except Exception as error:  # noqa: BLE001 - as above
             self._events.put(_Ended(region, _internal(error)))

@@ -31,8 +31,9 @@ from scripted_aws import (
 )
 from test_terminal import on_terminal
 
+import inventory_manager
 from accounts import ACCOUNTS_AT_ONCE, REGIONS_AT_ONCE, Account, AccountsPoll, AssumedRoles, account_of
-from inventory_manager import InventoryError, InventoryManager
+from inventory_manager import Bounds, InventoryError, InventoryManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -294,6 +295,47 @@ def test_no_more_at_once_than_is_stated(script: Scripts, poller: Poller, tmp_pat
     assert REGIONS_AT_ONCE / 2 < most <= REGIONS_AT_ONCE
     assert len(aws.asked("AssumeRole")) == 60
     assert aws.connections <= REGIONS_AT_ONCE + 2 * ACCOUNTS_AT_ONCE < len(aws.requests) / 4
+
+
+def test_a_region_that_does_not_answer(script: Scripts, poller: Poller, tmp_path: Path) -> None:
+    """After a few accounts have had no answer from it, the others do not wait for it; each has that in its record, and
+    their other regions are complete."""
+    names = accounts(60)
+
+    def answer(request: Request) -> Reply | str:
+        return Reply(hang_up=True) if request.region == "us-east-1" else one_instance(request)
+
+    aws = script(answer)
+    regions = ("--region", "eu-west-1", "--region", "us-east-1")
+    run = poller.run("--no-home", "--roles", str(roles_file(tmp_path, names)), *regions)
+    assert run.code == 3
+    assert set(polls(run)) == set(names)
+    assert all(poll["regions"] == {"ok": 1, "failed": 1} for poll in run.of("poll"))
+    errors = Counter(record["error"]["code"] for record in run.of("region") if record["status"] == "failed")
+    assert set(errors) == {"ConnectionClosedError", "RegionUnresponsive"}
+    asked = {account_asked(request) for request in aws.asked("DescribeInstances") if request.region == "us-east-1"}
+    assert len(asked) == errors["ConnectionClosedError"] < len(names) / 2
+
+
+def test_a_region_that_answers_again(session: Callable[..., boto3.Session], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while one poll tries it, and if that has an answer, all ask it again."""
+    monkeypatch.setattr(inventory_manager, "TRY_AGAIN", 1)
+    down = True
+
+    def answer(request: Request) -> Reply | str:
+        return Reply(hang_up=True) if down else one_instance(request)
+
+    with ScriptedAWS(answer) as aws:
+        manager, bounds = InventoryManager(session(aws)), Bounds()
+
+        def code() -> str | None:
+            (record,) = (record for record in manager.poll(bounds=bounds).records() if record["record"] == "region")
+            return record["error"] and str(record["error"].code)
+
+        assert [code() for _ in range(4)] == ["ConnectionClosedError"] * 3 + ["RegionUnresponsive"]
+        time.sleep(1)
+        down = False
+        assert [code() for _ in range(2)] == [None, None]
 
 
 def test_one_deadline_for_all(script: Scripts, poller: Poller, tmp_path: Path) -> None:
