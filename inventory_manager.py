@@ -470,7 +470,12 @@ class InventoryManager:
             raise _translated(error, action, region) from error
 
     def _pages(
-        self, client: EC2Client, region: str, filters: Mapping[str, str | Sequence[str]], full: bool
+        self,
+        client: EC2Client,
+        region: str,
+        filters: Mapping[str, str | Sequence[str]],
+        full: bool,
+        pause: Callable[[float], None] = time.sleep,
     ) -> Iterator[list[Instance]]:
         """The region's instances page by page, without those that came before: AWS promises no snapshot over pages.
 
@@ -497,7 +502,7 @@ class InventoryManager:
         while True:
             try:
                 has_answered = begun > 1 or bool(tokens)
-                instances, token = self._understood(ask, "ec2:DescribeInstances", region, has_answered)
+                instances, token = self._understood(ask, "ec2:DescribeInstances", region, has_answered, pause)
                 if token in tokens:
                     raise InventoryError(
                         "RepeatedToken", f"DescribeInstances in {region} goes round: it gave the same page token twice"
@@ -506,7 +511,7 @@ class InventoryManager:
                 if error.code not in BAD_TOKEN_CODES | {"RepeatedToken"} or begun == ATTEMPTS:
                     raise
                 logger.warning("%s: %s; starting over", region, error)
-                time.sleep(PAUSE * 2 ** (begun - 1))
+                pause(PAUSE * 2 ** (begun - 1))
                 begun += 1
                 tokens.clear()
                 request.pop("NextToken", None)
@@ -519,7 +524,14 @@ class InventoryManager:
             tokens.add(token)
             request["NextToken"] = token
 
-    def _understood(self, ask: Callable[[], Answer], action: str, region: str, has_answered: bool = False) -> Answer:
+    def _understood(
+        self,
+        ask: Callable[[], Answer],
+        action: str,
+        region: str,
+        has_answered: bool = False,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> Answer:
         """What `ask` returns, asked again where it fails in a way that may pass. Every failure is an InventoryError.
 
         A region that `has_answered` before is enabled.
@@ -543,7 +555,7 @@ class InventoryManager:
             # Of a region that is not enabled that is what is to be expected, each time.
             level = logging.INFO if isinstance(failure, NotEnabledError) else logging.WARNING
             logger.log(level, "attempt %d of %d: %s", attempt, attempts, failure)
-            time.sleep(PAUSE * 2 ** (attempt - 1))
+            pause(PAUSE * 2 ** (attempt - 1))
         raise AssertionError("not reached")
 
     def _confirmed(self, error: NotEnabledError, region: str, has_answered: bool) -> InventoryError:
@@ -720,6 +732,12 @@ class Poll:
             if not self._stopped.is_set():  # else the interpreter is shutting down, and starts no more threads
                 self.cancel(_internal(error))
 
+    def _pause(self, seconds: float) -> None:
+        """Wait, and let another region be asked meanwhile."""
+        self._bounds.regions.release()
+        time.sleep(seconds)
+        self._bounds.regions.acquire()
+
     def _admitted(self, bound: threading.Semaphore) -> bool:
         """Whether there is room, which is waited for as long as somebody reads this poll."""
         while not self._stopped.is_set():
@@ -730,7 +748,7 @@ class Poll:
     def _read(self, client: EC2Client, region: str) -> None:
         try:
             self._bounds.check(region)
-            for instances in self._manager._pages(client, region, {}, self._full):
+            for instances in self._manager._pages(client, region, {}, self._full, self._pause):
                 if not self._admitted(self._bounds.pages):
                     return
                 self._events.put(_Page(region, instances))

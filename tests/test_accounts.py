@@ -79,10 +79,12 @@ def polls(run: Run) -> dict[str | None, dict[str, Any]]:
 def test_the_accounts_of_a_company(poller: Poller) -> None:
     """Each account is a poll of its own: its instances, its regions, its poll line, all with its timestamp, by a role
     whose session has a name. The home account is one of them."""
-    with EmulatedAWS() as home, EmulatedAWS(account=SHOP) as shop, EmulatedAWS(account=DATA) as data:
-        launched = {account.account: account.launch(BATCH) for account in (home, shop, data)}
+    home, *others = (EmulatedAWS(account=f"20000000001{number}") for number in range(3))
+    with home, others[0], others[1]:
+        launched = {aws.account: aws.launch(BATCH) for aws in (home, *others)}
         poller.environment |= home.environment
-        run = poller.run("--role-arn", role(SHOP), "--role-arn", role(DATA), "--region", HOME, "--region", "us-east-1")
+        roles = [argument for other in others for argument in ("--role-arn", role(other.account))]
+        run = poller.run(*roles, "--region", HOME, "--region", "us-east-1")
     assert (run.code, run.stderr) == (0, "")
     assert {account: [i["instance_id"] for i in run.instances if i["account"] == account] for account in launched} == (
         launched
@@ -319,7 +321,7 @@ def test_a_region_that_does_not_answer(script: Scripts, poller: Poller, tmp_path
 
 def test_a_region_that_answers_again(session: Callable[..., boto3.Session], monkeypatch: pytest.MonkeyPatch) -> None:
     """After a while one poll tries it, and if that has an answer, all ask it again."""
-    monkeypatch.setattr(inventory_manager, "TRY_AGAIN", 1)
+    monkeypatch.setattr(inventory_manager, "TRY_AGAIN", 5)
     down = True
 
     def answer(request: Request) -> Reply | str:
@@ -333,7 +335,7 @@ def test_a_region_that_answers_again(session: Callable[..., boto3.Session], monk
             return record["error"] and str(record["error"].code)
 
         assert [code() for _ in range(4)] == ["ConnectionClosedError"] * 3 + ["RegionUnresponsive"]
-        time.sleep(1)
+        time.sleep(inventory_manager.TRY_AGAIN)
         down = False
         assert [code() for _ in range(2)] == [None, None]
 
