@@ -7,15 +7,14 @@ sts:AssumeRole on them; each role needs ec2:DescribeInstances, and has to trust 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import socket
 import threading
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from queue import Queue
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from queue import Empty, Queue
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -28,7 +27,7 @@ from botocore.credentials import (
 )
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 from botocore.httpsession import URLLib3Session
-from botocore.utils import get_environ_proxies
+from botocore.utils import ensure_boolean, get_environ_proxies
 
 from inventory_manager import (
     CLIENT_CONFIG,
@@ -37,10 +36,8 @@ from inventory_manager import (
     Bounds,
     InventoryError,
     InventoryManager,
-    Poll,
-    PollOutcome,
-    Record,
-    to_record,
+    failed_poll,
+    internal_error,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +47,10 @@ if TYPE_CHECKING:
     from botocore.client import BaseClient
     from botocore.credentials import ReadOnlyCredentials
     from botocore.loaders import Loader
+
+    from inventory_manager import Poll, Record
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Account", "AccountsPoll", "AssumedRoles", "account_of"]
 
@@ -65,7 +66,12 @@ LINES_AT_ONCE: Final = 1000
 SESSION_NAME: Final = "ec2-flight-recorder"
 """As CloudTrail names the session in the other account."""
 
-ROLE_ARN: Final = re.compile(r"arn:aws[a-z-]*:iam::(?P<account>\d{12}):role/[\w+=,.@/-]+", re.ASCII)
+REMEMBERED: Final = 5
+"""Seconds for which no other account asks for what the source has just failed to give."""
+
+ROLE_ARN: Final = re.compile(r"arn:aws(-[a-z]+)*:iam::(?P<account>\d{12}):role/([\w+=,.@-]+/)*[\w+=,.@-]+", re.ASCII)
+
+Value = TypeVar("Value")
 
 CALLS: Final = {"ec2": {"DescribeInstances"}, "sts": {"AssumeRole", "GetCallerIdentity"}}
 
@@ -95,8 +101,17 @@ class AssumedRoles:
         session_name: str = SESSION_NAME,
         blank_session: Callable[[], botocore.session.Session] = botocore.session.Session,
     ) -> None:
-        self._source = source
-        self._lock = threading.Lock()
+
+        def credentials() -> ReadOnlyCredentials:
+            found = source.get_credentials()
+            if found is None:
+                raise NoCredentialsError
+            return found.get_frozen_credentials()
+
+        self.region = _OneAtATime(lambda: source.region_name)
+        """That of the source, where STS is asked."""
+        self._source_credentials = _OneAtATime(credentials)
+        self._sts_lock = threading.Lock()
         self._arguments = {"RoleSessionName": session_name} | ({"ExternalId": external_id} if external_id else {})
         self._blank_session = blank_session
         self._sts_session = blank_session()
@@ -118,25 +133,35 @@ class AssumedRoles:
 
     def get_frozen_credentials(self) -> ReadOnlyCredentials:
         """Whoever assumes the roles, as the fetcher asks."""
-        with self._lock:
-            credentials = self._source.get_credentials()
-        if credentials is None:
-            raise NoCredentialsError
-        return credentials.get_frozen_credentials()
-
-    def region(self) -> str | None:
-        """That of the source, where STS is asked."""
-        with self._lock:
-            return self._source.region_name
+        return self._source_credentials()
 
     def _sts_client(self, service: str, **keys: Any) -> BaseClient:
         region = self.region() or "us-east-1"
-        with self._lock:
+        with self._sts_lock:
             return self._sts_session.create_client(service, region_name=region, config=CLIENT_CONFIG, **keys)
 
     def _share(self, session: botocore.session.Session) -> None:
         session.register_component("data_loader", self._models)
         session.register("before-send", self._connections.send)  # type: ignore[arg-type]  # this one may answer
+
+
+class _OneAtATime(Generic[Value]):
+    """A call that many threads make, one at a time. A failure, which can take seconds, stands for all who wait."""
+
+    def __init__(self, ask: Callable[[], Value]) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._failed: tuple[float, Exception] | None = None
+
+    def __call__(self) -> Value:
+        with self._lock:
+            if self._failed and time.monotonic() - self._failed[0] < REMEMBERED:
+                raise self._failed[1]
+            try:
+                return self._ask()
+            except Exception as error:
+                self._failed = time.monotonic(), error
+                raise
 
 
 class _Provider(CredentialProvider):
@@ -197,6 +222,9 @@ class _Connections:
             "verify": certificates if certificates is not None else os.environ.get("REQUESTS_CA_BUNDLE") or True,
             "timeout": (CONNECT_TIMEOUT, READ_TIMEOUT),
             "max_pool_connections": REGIONS_AT_ONCE + ACCOUNTS_AT_ONCE,
+            "socket_options": [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+            + [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+            * ensure_boolean(session.get_scoped_config().get("tcp_keepalive", False)),
         }
         self._lock = threading.Lock()
         self._endpoints: dict[str, URLLib3Session] = {}
@@ -258,80 +286,69 @@ class AccountsPoll:
         """The lines of the log. Those of several accounts come mixed; of each, the poll line is the last."""
         accounts = iter(self.accounts)
         taking = threading.Lock()
-        lines: Queue[Record | _WorkerEnded] = Queue(LINES_AT_ONCE)
+        lines: Queue[Record | None] = Queue(LINES_AT_ONCE)
+
+        def taken() -> Account | None:
+            with taking:
+                return next(accounts, None)
 
         def work() -> None:
-            failure: Exception | None = None
-            try:
-                while True:
-                    with taking:
-                        account = next(accounts, None)
-                    if account is None:
-                        return
-                    for record in self._poll(account):
-                        lines.put(record)
-            except Exception as error:  # noqa: BLE001 - a bug: the reader shall hear of it
-                failure = error
-            finally:
-                lines.put(_WorkerEnded(failure))
+            while account := taken():
+                for record in self._poll(account):
+                    lines.put(record)
+            lines.put(None)
 
-        working = min(ACCOUNTS_AT_ONCE, len(self.accounts))
-        for _ in range(working):
-            threading.Thread(target=work, name="accounts", daemon=True).start()
-        with self._held_to_the_deadline():
-            try:
-                while working:
-                    line = lines.get()
-                    if isinstance(line, _WorkerEnded):
-                        working -= 1
-                        if line.failure:
-                            raise line.failure
-                    else:
-                        yield line
-            finally:
-                if working:
-                    self.cancel(InventoryError("Abandoned", "nobody reads this poll any more"))
-                while working:
-                    working -= isinstance(lines.get(), _WorkerEnded)
+        working = 0
+        try:
+            for _ in range(min(ACCOUNTS_AT_ONCE, len(self.accounts))):
+                try:
+                    threading.Thread(target=work, name="accounts", daemon=True).start()
+                except RuntimeError as error:  # no room for another: then with those that there are
+                    logger.warning("%d accounts at a time: %s", working, error)
+                    break
+                working += 1
+            while working:
+                line = self._next(lines)
+                if line is None:
+                    working -= 1
+                else:
+                    yield line
+            while account := taken():  # without any thread
+                yield from self._poll(account)
+        finally:
+            if working:
+                self.cancel(InventoryError("Abandoned", "nobody reads this poll any more"))
+            while working:
+                working -= lines.get() is None
+
+    def _next(self, lines: Queue[Record | None]) -> Record | None:
+        held_to = None if self._failure else self._deadline
+        left = None if held_to is None else self._began + held_to - time.monotonic()
+        try:
+            if left is not None and left <= 0:
+                raise Empty  # even if there is more to read
+            return lines.get(timeout=left)
+        except Empty:
+            self.cancel(InventoryError("DeadlineExceeded", f"not done by the deadline of {held_to:g} s"))
+            return lines.get()
 
     def _poll(self, account: Account) -> Iterator[Record]:
-        poll: Poll | None = None
-        failure = self._failure
-        if not failure:
+        """The lines of one account, the last of them its poll line, whatever happens."""
+        if self._failure:
+            yield failed_poll(self._failure, account.id)
+            return
+        try:
+            poll = account.manager().poll(
+                self._regions, all_regions=self._all_regions, full=self._full, bounds=self._bounds
+            )
+            self._polls.add(poll)
             try:
-                poll = account.manager().poll(
-                    self._regions, all_regions=self._all_regions, full=self._full, bounds=self._bounds
-                )
-            except BotoCoreError as error:  # settings that make no session
-                failure = InventoryError(type(error).__name__, str(error))
-        if poll is None:
-            now = datetime.now(timezone.utc).replace(microsecond=0)
-            yield to_record(PollOutcome(account=account.id, error=failure), timestamp=now, account=account.id)
-            return
-        self._polls.add(poll)
-        if self._failure:  # since we looked, and whoever cancelled may not have seen this poll
-            poll.cancel(self._failure)
-        try:
-            yield from poll.records()
-        finally:
-            self._polls.discard(poll)
-
-    @contextmanager
-    def _held_to_the_deadline(self) -> Iterator[None]:
-        if self._deadline is None:
-            yield
-            return
-        left = max(0.0, self._began + self._deadline - time.monotonic())
-        error = InventoryError("DeadlineExceeded", f"not done by the deadline of {self._deadline:g} s")
-        timer = threading.Timer(left, self.cancel, [error])
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-
-@dataclass(frozen=True)
-class _WorkerEnded:
-    failure: Exception | None
+                if self._failure:  # since we looked, and whoever cancelled may not have seen this poll
+                    poll.cancel(self._failure)
+                yield from poll.records()
+            finally:
+                self._polls.discard(poll)
+        except BotoCoreError as error:  # settings that make no session
+            yield failed_poll(InventoryError(type(error).__name__, str(error)), account.id)
+        except Exception as error:  # noqa: BLE001 - a bug, or no memory: it is this account's alone
+            yield failed_poll(internal_error(error), account.id)

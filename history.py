@@ -1092,8 +1092,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def below(folder: str) -> list[str]:
     """All that is named like a log or an archive, at any depth."""
-    names = (os.path.join(at, name) for at, _, names in os.walk(folder) for name in names)
-    return sorted(name for name in names if re.search(r"\.(jsonl|log)\b|\.parquet$", os.path.basename(name)))
+    named = re.compile(r"[^.].*\.((jsonl|log)([.-]\w+)*|parquet)")
+    return sorted(os.path.join(at, name) for at, _, names in os.walk(folder) for name in names if named.fullmatch(name))
 
 
 def files(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -1107,13 +1107,10 @@ def files(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
             paths = [path]
         else:
             paths = sorted(glob.glob(path, recursive=True))
-        if not paths:
-            raise UsageError(f"{path}: no such file")
-        for path in paths:
-            logs = below(path) if os.path.isdir(path) else [path]
-            if not logs:
-                raise UsageError(f"{path}: no log is in this folder")
-            found.update(dict.fromkeys(logs))
+        logs = [log for each in paths for log in (below(each) if os.path.isdir(each) else [each])]
+        if not logs:
+            raise UsageError(f"{path}: {'no log is in this folder' if paths else 'no such file'}")
+        found.update(dict.fromkeys(logs))
     archives = [path for path in found if path.endswith(".parquet")]
     return [path for path in found if path not in archives], archives
 

@@ -113,10 +113,7 @@ NOT_ENABLED_ATTEMPTS = 3
 """The same for a region that seems not to be enabled, as half of them are."""
 
 UNANSWERED = 3
-"""Polls at the same time that a region may leave without an answer before the next ones do not ask it."""
-
-TRY_AGAIN = 60
-"""Seconds, after which one does."""
+"""Polls in a row that a region may leave without an answer before others pass it over."""
 
 PAUSE = 0.5
 """Seconds before the second of those attempts, doubled for each further one."""
@@ -304,7 +301,7 @@ class Bounds:
     """How much is in hand at a time, in one poll or in all those that share these bounds.
 
     A region that does not answer takes two minutes to fail. So that it does not keep all others waiting, once three
-    polls in a row have had no answer from it, the next ones do not ask it, but for one a minute.
+    polls in a row have had no answer from it, it is asked by one at a time, and those that come meanwhile pass it over.
     """
 
     def __init__(self, regions: int = REGIONS_AT_ONCE, pages: int = PAGES_AT_ONCE) -> None:
@@ -313,31 +310,36 @@ class Bounds:
         self.pages = threading.Semaphore(pages)
         """Those that have been read, and wait for the reader of the poll."""
         self._lock = threading.Lock()
+        self._asking: Counter[str] = Counter()
         self._unanswered: Counter[str] = Counter()
-        self._tried: dict[str, float] = {}
 
-    def check(self, region: str) -> None:
-        """Raise InventoryError if this region is not to be asked now."""
+    @contextmanager
+    def asking(self, region: str) -> Iterator[None]:
+        """While a poll asks this region. Raises InventoryError if it is to be passed over."""
         with self._lock:
-            if self._unanswered[region] < UNANSWERED:
-                return
-            now = time.monotonic()
-            if now - self._tried.get(region, 0) >= TRY_AGAIN:
-                self._tried[region] = now
-                return
-            raise InventoryError(
-                "RegionUnresponsive",
-                f"{region} was not asked: the last {self._unanswered[region]} polls had no answer from it",
-            )
+            unanswered = self._unanswered[region]
+            if unanswered >= UNANSWERED and self._asking[region]:
+                raise InventoryError(
+                    "RegionUnresponsive", f"{region} was not asked: the last {unanswered} polls had no answer from it"
+                )
+            self._asking[region] += 1
+        try:
+            yield
+        except InventoryError as error:
+            # Not what fails within seconds, and would be over as soon.
+            if isinstance(error.__cause__, (ConnectTimeoutError, ReadTimeoutError)):
+                with self._lock:
+                    self._unanswered[region] += 1
+            elif isinstance(error.__cause__, ClientError):
+                self.answered(region)
+            raise
+        finally:
+            with self._lock:
+                self._asking[region] -= 1
 
-    def ended(self, region: str, error: InventoryError | None) -> None:
-        """Learn how asking a region ended."""
+    def answered(self, region: str) -> None:
         with self._lock:
-            if error is None or isinstance(error.__cause__, ClientError):
-                self._unanswered[region] = 0
-            elif isinstance(error.__cause__, (BotocoreConnectionError, HTTPClientError)):
-                self._unanswered[region] += 1
-                self._tried[region] = time.monotonic()
+            self._unanswered[region] = 0
 
 
 class InventoryManager:
@@ -351,6 +353,7 @@ class InventoryManager:
 
     def __init__(self, session: boto3.Session, account: str | None = None) -> None:
         self.account = account
+        self._meant = f"{account}: " if account else ""
         self._session = session
         self._session_lock = threading.Lock()
         self._sts: STSClient | None = None
@@ -510,7 +513,7 @@ class InventoryManager:
             except InventoryError as error:
                 if error.code not in BAD_TOKEN_CODES | {"RepeatedToken"} or begun == ATTEMPTS:
                     raise
-                logger.warning("%s: %s; starting over", region, error)
+                logger.warning("%s%s: %s; starting over", self._meant, region, error)
                 pause(PAUSE * 2 ** (begun - 1))
                 begun += 1
                 tokens.clear()
@@ -554,7 +557,7 @@ class InventoryManager:
                 raise failure from cause
             # Of a region that is not enabled that is what is to be expected, each time.
             level = logging.INFO if isinstance(failure, NotEnabledError) else logging.WARNING
-            logger.log(level, "attempt %d of %d: %s", attempt, attempts, failure)
+            logger.log(level, "%sattempt %d of %d: %s", self._meant, attempt, attempts, failure)
             pause(PAUSE * 2 ** (attempt - 1))
         raise AssertionError("not reached")
 
@@ -630,7 +633,10 @@ class Poll:
     def __iter__(self) -> Iterator[Instance | RegionOutcome | PollOutcome]:
         if self._conductor.ident is not None:
             raise RuntimeError("a poll can be iterated once")
-        self._conductor.start()
+        try:
+            self._conductor.start()
+        except RuntimeError as error:  # no room for another thread
+            self.cancel(internal_error(error))
         outcomes: list[RegionOutcome] = []
         failure: InventoryError | None = None
         try:
@@ -730,7 +736,7 @@ class Poll:
             self.cancel(error)
         except Exception as error:  # noqa: BLE001 - a bug: without this the reader would wait for ever
             if not self._stopped.is_set():  # else the interpreter is shutting down, and starts no more threads
-                self.cancel(_internal(error))
+                self.cancel(internal_error(error))
 
     def _pause(self, seconds: float) -> None:
         """Wait, and let another region be asked meanwhile."""
@@ -747,21 +753,20 @@ class Poll:
 
     def _read(self, client: EC2Client, region: str) -> None:
         try:
-            self._bounds.check(region)
-            for instances in self._manager._pages(client, region, {}, self._full, self._pause):
-                if not self._admitted(self._bounds.pages):
-                    return
-                self._events.put(_Page(region, instances))
-                if self._stopped.is_set():
-                    self._forget_pages()
-                    return
-            self._bounds.ended(region, None)
+            with self._bounds.asking(region):
+                for instances in self._manager._pages(client, region, {}, self._full, self._pause):
+                    self._bounds.answered(region)
+                    if not self._admitted(self._bounds.pages):
+                        return
+                    self._events.put(_Page(region, instances))
+                    if self._stopped.is_set():
+                        self._forget_pages()
+                        return
             self._events.put(_Ended(region, None))
         except InventoryError as error:
-            self._bounds.ended(region, error)
             self._events.put(_Ended(region, error))
         except Exception as error:  # noqa: BLE001 - as above
-            self._events.put(_Ended(region, _internal(error)))
+            self._events.put(_Ended(region, internal_error(error)))
         finally:
             self._bounds.regions.release()
             client.close()
@@ -809,6 +814,12 @@ def to_record(item: Instance | RegionOutcome | PollOutcome, *, timestamp: dateti
     if isinstance(item, Instance) and item.details is not None:
         record["details"] = item.details
     return record
+
+
+def failed_poll(error: InventoryError, account: str | None = None) -> Record:
+    """The line of a poll that did not come to ask anything."""
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    return to_record(PollOutcome(account=account, error=error), timestamp=now, account=account)
 
 
 def _fields(kind: type[Instance | RegionOutcome | PollOutcome]) -> tuple[list[str], Callable[..., tuple[Any, ...]]]:
@@ -1148,7 +1159,8 @@ def _translated(error: Exception, action: str, region: str | None) -> InventoryE
     return InventoryError(code, f"{where}: AWS answers {code}.{said}")
 
 
-def _internal(error: Exception) -> InventoryError:
+def internal_error(error: Exception) -> InventoryError:
+    """What a record says of an error that nobody has thought of."""
     logger.error("an unforeseen error: please report it", exc_info=error)
     return InventoryError("InternalError", f"an unforeseen {type(error).__name__}: the log of errors has more")
 

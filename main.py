@@ -23,10 +23,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -131,11 +132,10 @@ from inventory_manager import (
     InventoryError,
     InventoryManager,
     Poll,
-    PollOutcome,
     Record,
     __version__,
+    failed_poll,
     json_line,
-    to_record,
 )
 
 logger = logging.getLogger("main")
@@ -165,6 +165,10 @@ Answer = TypeVar("Answer")
 
 class UsageError(Exception):
     """What was asked for makes no sense."""
+
+
+class Ended(Exception):
+    """A signal came before there was a poll that it could end."""
 
 
 class OutputError(Exception):
@@ -406,17 +410,29 @@ def matching(pattern: str) -> Callable[[str], str]:
     return value
 
 
+def standard_input() -> bytes:
+    """All of it. Raises Ended if there is a signal before the end of it, which whoever writes it may never reach."""
+    chunks: list[bytes] = []
+    while True:
+        if early_signals:
+            raise Ended
+        if select.select([0], [], [], 0.2)[0]:
+            chunks.append(os.read(0, 65536))
+            if not chunks[-1]:
+                return b"".join(chunks)
+
+
 def roles_asked(asked: argparse.Namespace) -> list[str]:
     """The ARNs of the roles, each once. Raises UsageError where they make no sense."""
     from accounts import account_of
 
     places = [(arn, "--role-arn") for arn in asked.role_arn]
-    if asked.roles:
+    if asked.roles is not None:
         try:
-            with nullcontext(sys.stdin) if asked.roles == "-" else open(asked.roles, encoding="utf-8-sig") as lines:
-                arns = [(line.partition("#")[0].strip(), number) for number, line in enumerate(lines, start=1)]
+            text = (standard_input() if asked.roles == "-" else Path(asked.roles).read_bytes()).decode("utf-8-sig")
         except (OSError, ValueError) as error:  # ValueError: not UTF-8
             raise UsageError(f"--roles: {asked.roles} cannot be read: {error}") from error
+        arns = [(line.partition("#")[0].strip(), number) for number, line in enumerate(text.splitlines(), start=1)]
         in_file = [(arn, f"{asked.roles}, line {number}") for arn, number in arns if arn]
         if not in_file:  # not what anybody writes such a file for
             raise UsageError(f"--roles: {asked.roles} names no role")
@@ -507,12 +523,6 @@ def finish_torn_line() -> None:
             time.sleep(0.1)
             if torn():
                 output("\n")
-
-
-def failed_poll(error: InventoryError) -> None:
-    """Write the poll line of a run that did not come to poll."""
-    now = datetime.now(timezone.utc).replace(microsecond=0)
-    output(json_line(to_record(PollOutcome(error=error), timestamp=now, account=None)))
 
 
 @contextmanager
@@ -650,7 +660,7 @@ def make_poll(asked: argparse.Namespace) -> Poll | AccountsPoll:
     session = make_session(asked.profile, asked.region)
     home = InventoryManager(session)
     how: dict[str, Any] = {"all_regions": asked.all_regions, "full": asked.full, "deadline": asked.deadline}
-    if not (asked.role_arn or asked.roles):
+    if not asked.role_arn and asked.roles is None:
         only_with_roles = {
             "--external-id": asked.external_id,
             "--role-session-name": asked.role_session_name,
@@ -695,6 +705,11 @@ def run(asked: argparse.Namespace, as_table: bool) -> int:
             if len(polls) < accounts:
                 raise
             logger.critical("an unforeseen error after the poll: please report it", exc_info=True)
+    for account, count in Counter(poll["account"] for poll in polls).items():
+        if count > 1:
+            logger.warning(
+                "%s is the home account, too, and was polled twice: add --no-home, or leave out its role", account
+            )
     if as_table:
         output(table(records))
     return exit_code(polls, signals)
@@ -726,6 +741,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except UsageError as error:
             code, failure = EXIT_USAGE, InventoryError("Usage", str(error))
             logger.error("%s", error)
+        except Ended:
+            name = signal.Signals(early_signals[0]).name
+            code, failure = 128 + early_signals[0], InventoryError(name, f"ended by {name}")
         except BotoCoreError as error:  # settings that make no session: a config file that is none, say
             code, failure = EXIT_FAILED, InventoryError(type(error).__name__, str(error))
             logger.error("%s", error)
@@ -735,7 +753,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code, failure = EXIT_FAILED, InventoryError("InternalError", f"an unforeseen {type(error).__name__}")
             logger.critical("an unforeseen error: please report it", exc_info=True)
         if not as_table:
-            failed_poll(failure)
+            output(json_line(failed_poll(failure)))
         return code
     except OutputError as error:
         logger.error("%s", error)

@@ -10,9 +10,13 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from botocore.config import Config
 from conftest import REPOSITORY, Run, finished
 from emulated_aws import BATCH, HOME, EmulatedAWS
 from scripted_aws import (
@@ -152,6 +156,7 @@ def test_the_file_of_roles(script: Scripts, poller: Poller, tmp_path: Path) -> N
         (["--role-arn", f"arn:aws:iam::{SHOP}:user/bob"], "is not the ARN of a role"),
         (["--role-arn", role(SHOP), "--role-arn", role(SHOP, "other")], "is in the same account as"),
         (["--roles", "nowhere"], "--roles: nowhere cannot be read"),
+        (["--roles", ""], "--roles:  cannot be read"),
         (["--roles", "wrong"], "wrong, line 2: 'arn:aws:iam::1:role/x' is not the ARN of a role"),
         (["--roles", "empty"], "--roles: empty names no role"),
         (["--roles", "binary"], "--roles: binary cannot be read"),
@@ -174,6 +179,70 @@ def test_usage(
     assert run.code == 2
     assert says in run.said
     assert (run.poll["complete"], run.poll["error"]["code"]) == (False, "Usage")
+
+
+def test_standard_input_that_does_not_end(script: Scripts, poller: Poller) -> None:
+    """A signal ends the run while it is waited for; where there is none, that is said."""
+    aws = script(one_instance)
+    run = poller.shell("--roles - & sleep 1.5; kill -TERM $!; wait $!", before="sleep 30 |")
+    assert (run.code, run.poll["error"]["code"]) == (128 + 15, "SIGTERM")
+    assert not aws.requests
+    run = poller.shell("--roles - <&-")
+    assert (run.code, run.poll["error"]["code"]) == (2, "Usage")
+    assert "--roles: - cannot be read" in run.said
+
+
+def test_the_home_account_by_a_role_too(script: Scripts, poller: Poller) -> None:
+    """It is polled twice, and that is said."""
+    script(one_instance)
+    run = poller.run("--role-arn", role(ACCOUNT))
+    assert (run.code, len(run.of("poll"))) == (0, 2)
+    assert f"{ACCOUNT} is the home account, too, and was polled twice: add --no-home" in run.said
+
+
+def test_an_error_that_nobody_has_thought_of(session: Callable[..., boto3.Session], caplog: Any) -> None:
+    """It is that account's alone: every account has its poll line, once."""
+    with ScriptedAWS(one_instance) as aws:
+        roles = AssumedRoles(session(aws))
+        names = accounts(30)
+
+        def manager(name: str) -> InventoryManager:
+            if name == names[5]:
+                raise OSError("too many open files")
+            return roles.manager(role(name))
+
+        poll = AccountsPoll([Account(name, partial(manager, name)) for name in names])
+        lines = [line for line in poll.records() if line["record"] == "poll"]
+    assert Counter(line["account"] for line in lines) == Counter(names)
+    assert {line["account"]: line["error"].code for line in lines if not line["complete"]} == {
+        names[5]: "InternalError"
+    }
+    assert "an unforeseen error" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "allowed"), [("accounts", 0), ("accounts", 3), ("poll", 5), ("eu-west-1", 5)])
+def test_where_there_is_no_room_for_threads(
+    name: str, allowed: int, session: Callable[..., boto3.Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system starts no more of them, every account still has its poll line, once, and it is an honest one."""
+    start = threading.Thread.start
+    numbers = count()
+
+    def start_some(thread: threading.Thread) -> None:
+        if thread.name == name and next(numbers) >= allowed:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    names = accounts(30)
+    with ScriptedAWS(one_instance) as aws:
+        roles = AssumedRoles(session(aws))
+        poll = AccountsPoll([Account(name, partial(roles.manager, role(name))) for name in names])
+        lines = [line for line in poll.records() if line["record"] == "poll"]
+    assert Counter(line["account"] for line in lines) == Counter(names)
+    complete = [line["instances"] for line in lines if line["complete"]]
+    assert complete == [1] * (30 if name == "accounts" else allowed)
+    assert {line["error"].code for line in lines if not line["complete"]} <= {"InternalError"}
 
 
 def failing(kind: str) -> tuple[Answer, Answer]:
@@ -244,11 +313,14 @@ def test_no_credentials_on_the_host(script: Scripts, poller: Poller, metadata: A
     """Where the host itself has none, each account says so: nothing is passed over in silence."""
     metadata.role = None
     script(one_instance)
-    run = poller.run("--roles", str(roles_file(tmp_path, [SHOP, DATA])))
+    names = accounts(40)
+    began = time.monotonic()
+    run = poller.run("--roles", str(roles_file(tmp_path, names)))
+    assert time.monotonic() - began < 20, "it was asked for each"
     assert run.code == 1
-    assert set(polls(run)) == {None, SHOP, DATA}
+    assert set(polls(run)) == {None, *names}
     assert {poll["error"]["code"] for poll in run.of("poll")} == {"CredentialRetrievalError"}
-    assert run.said.count("this instance has no IAM role") == 3
+    assert run.said.count("this instance has no IAM role") == 41
     assert "the home account: " in run.said
 
 
@@ -299,33 +371,23 @@ def test_no_more_at_once_than_is_stated(script: Scripts, poller: Poller, tmp_pat
     assert aws.connections <= REGIONS_AT_ONCE + 2 * ACCOUNTS_AT_ONCE < len(aws.requests) / 4
 
 
-def test_a_region_that_does_not_answer(script: Scripts, poller: Poller, tmp_path: Path) -> None:
-    """After a few accounts have had no answer from it, the others do not wait for it; each has that in its record, and
-    their other regions are complete."""
-    names = accounts(60)
+@pytest.mark.parametrize("after", ["nothing", "a page"])
+def test_a_region_that_does_not_answer(
+    after: str, session: Callable[..., boto3.Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it has kept some accounts waiting for nothing, one at a time asks it, and those that come meanwhile pass it
+    over, and say so; when that one has an answer, all ask it again. Where it fails at once, or has given a page, it is
+    asked by all."""
+    monkeypatch.setattr(inventory_manager, "CLIENT_CONFIG", Config(read_timeout=0.5, retries={"total_max_attempts": 1}))
+    silent, slow = True, threading.Event()
 
     def answer(request: Request) -> Reply | str:
-        return Reply(hang_up=True) if request.region == "us-east-1" else one_instance(request)
-
-    aws = script(answer)
-    regions = ("--region", "eu-west-1", "--region", "us-east-1")
-    run = poller.run("--no-home", "--roles", str(roles_file(tmp_path, names)), *regions)
-    assert run.code == 3
-    assert set(polls(run)) == set(names)
-    assert all(poll["regions"] == {"ok": 1, "failed": 1} for poll in run.of("poll"))
-    errors = Counter(record["error"]["code"] for record in run.of("region") if record["status"] == "failed")
-    assert set(errors) == {"ConnectionClosedError", "RegionUnresponsive"}
-    asked = {account_asked(request) for request in aws.asked("DescribeInstances") if request.region == "us-east-1"}
-    assert len(asked) == errors["ConnectionClosedError"] < len(names) / 2
-
-
-def test_a_region_that_answers_again(session: Callable[..., boto3.Session], monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while one poll tries it, and if that has an answer, all ask it again."""
-    monkeypatch.setattr(inventory_manager, "TRY_AGAIN", 5)
-    down = True
-
-    def answer(request: Request) -> Reply | str:
-        return Reply(hang_up=True) if down else one_instance(request)
+        if after == "a page" and not request.page_token:
+            return page(an_instance(), token="next")
+        if silent:
+            slow.set()
+            return Reply(delay=1)
+        return page()
 
     with ScriptedAWS(answer) as aws:
         manager, bounds = InventoryManager(session(aws)), Bounds()
@@ -334,10 +396,23 @@ def test_a_region_that_answers_again(session: Callable[..., boto3.Session], monk
             (record,) = (record for record in manager.poll(bounds=bounds).records() if record["record"] == "region")
             return record["error"] and str(record["error"].code)
 
-        assert [code() for _ in range(4)] == ["ConnectionClosedError"] * 3 + ["RegionUnresponsive"]
-        time.sleep(inventory_manager.TRY_AGAIN)
-        down = False
+        def meanwhile() -> str | None:
+            """What a poll comes to while another one waits for the answer."""
+            slow.clear()
+            with ThreadPoolExecutor() as pool:
+                waiting = pool.submit(code)
+                assert slow.wait(timeout=10)
+                came = code()
+                assert waiting.result() == ("ReadTimeoutError")
+            return came
+
+        assert [code() for _ in range(3)] == ["ReadTimeoutError"] * 3
+        assert [meanwhile() for _ in range(2)] == [
+            "RegionUnresponsive" if after == "nothing" else "ReadTimeoutError"
+        ] * 2
+        silent = False
         assert [code() for _ in range(2)] == [None, None]
+        assert bounds._unanswered["eu-west-1"] == 0
 
 
 def test_one_deadline_for_all(script: Scripts, poller: Poller, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_types_reach_the_user(installed: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("make") is None or shutil.which("zip") is None, reason="needs make and zip")
 def test_the_archive(tmp_path: Path) -> None:
     """make clustermanager.zip packs what runs on the host."""
-    modules = ["inventory_manager.py", "main.py", "history.py", "report.py"]
+    modules = ["inventory_manager.py", "main.py", "accounts.py", "history.py", "report.py"]
     for name in ("Makefile", *modules):
         shutil.copy(REPOSITORY / name, tmp_path / name)
     succeeded("make", "clustermanager.zip", cwd=tmp_path)
