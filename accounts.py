@@ -109,7 +109,7 @@ class AssumedRoles:
             return found.get_frozen_credentials()
 
         self.region = _OneAtATime(lambda: source.region_name)
-        """That of the source, where STS is asked."""
+        """Gives that of the source, where STS is asked."""
         self._source_credentials = _OneAtATime(credentials)
         self._sts_lock = threading.Lock()
         self._arguments = {"RoleSessionName": session_name} | ({"ExternalId": external_id} if external_id else {})
@@ -126,7 +126,7 @@ class AssumedRoles:
         credentials = DeferredRefreshableCredentials(fetcher.fetch_credentials, "assume-role")
         botocore_session = self._blank_session()
         botocore_session.register_component("credential_provider", CredentialResolver([_Provider(credentials)]))
-        botocore_session.get_component("config_store").set_config_provider("region", _Region(self))
+        botocore_session.get_component("config_store").set_config_provider("region", self.region)
         session = boto3.Session(botocore_session=botocore_session)
         self._share(botocore_session)  # not before: boto3 adds to the loader's search path, each time
         return InventoryManager(session, account)
@@ -163,6 +163,9 @@ class _OneAtATime(Generic[Value]):
                 self._failed = time.monotonic(), error
                 raise
 
+    provide = __call__
+    """As botocore's configuration asks for a value when it is needed: the region may come from instance metadata."""
+
 
 class _Provider(CredentialProvider):
     METHOD = "assume-role"
@@ -172,16 +175,6 @@ class _Provider(CredentialProvider):
 
     def load(self) -> DeferredRefreshableCredentials:
         return self._credentials
-
-
-class _Region:
-    """As botocore's configuration asks for it: when it is needed, for it may come from instance metadata."""
-
-    def __init__(self, roles: AssumedRoles) -> None:
-        self._roles = roles
-
-    def provide(self) -> str | None:
-        return self._roles.region()
 
 
 class _Models:
@@ -211,8 +204,7 @@ class _Connections:
     """The connections to AWS, which are the same for all accounts: a request has its credentials in itself.
 
     To open one takes 20 ms of CPU time, most of them to read the certificates that are trusted; that is longer than
-    all else that it takes to ask a region that has few instances. They stay open, 16 to EC2 in each
-    region at the most.
+    all else that it takes to ask a region that has few instances. They stay open, at most 32 to an endpoint.
     """
 
     def __init__(self, session: botocore.session.Session) -> None:

@@ -497,6 +497,22 @@ def test_the_log_of_many_accounts_can_be_asked(script: Scripts, poller: Poller, 
     assert {row["account"] for row in asked("coverage") if row["status"] == "covered"} == {ACCOUNT, DATA}
 
 
+@pytest.mark.parametrize("settings", ["", "ca_bundle = own.pem\ntcp_keepalive = true\n"])
+def test_connections_are_as_botocore_s_own(
+    settings: str, session: Callable[..., boto3.Session], poller: Poller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the accounts share has the time limits, the certificates and the socket options that a client's own has."""
+    (poller.home / ".aws").mkdir()
+    (poller.home / ".aws/config").write_text(f"[default]\nregion = eu-west-1\n{settings}")
+    with ScriptedAWS(one_instance) as aws:
+        own: Any = session(aws).client("ec2", config=inventory_manager.CLIENT_CONFIG)
+        roles = AssumedRoles(session(aws))
+        roles.manager(role(SHOP)).caller_identity()
+    (shared,) = roles._connections._endpoints.values()
+    for name in ("_verify", "_timeout", "_socket_options"):
+        assert str(getattr(shared, name)) == str(getattr(own._endpoint.http_session, name)), name
+
+
 def test_a_library_that_assumes_roles(session: Callable[..., boto3.Session]) -> None:
     """Any session will do as the source, and stays as it was; a manager is as any other."""
     with ScriptedAWS(one_instance) as aws:

@@ -40,6 +40,9 @@ from scripted_aws import Reply, Request, caller_identity, ec2_error, page, sts_e
 from test_main import KEYS
 from test_readme import sample
 
+from accounts import account_of
+from lambda_function import check
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
@@ -723,6 +726,13 @@ def test_nobody_is_listed(executions: Executions) -> None:
     """A list without accounts is a mistake, and no success."""
     execution = executions.run([], {})
     assert (execution["status"], execution["cause"][:6]) == ("FAILED", "0 of 0")
+
+
+def test_the_list_of_accounts() -> None:
+    """Each item of the README's is an event that the handler takes."""
+    for item in json.loads(sample("accounts.json")):
+        check({**item, "time": "2026-11-22T09:00:00Z"})
+        assert account_of(item["role_arn"])
 
 
 def test_the_table() -> None:
