@@ -118,14 +118,14 @@ def assumed_roles(external_id: str | None) -> AssumedRoles:
 
 
 def make_poll(event: dict[str, Any], own_account: str, deadline: float) -> Poll:
-    manager = InventoryManager(boto3.Session(), own_account)
     if event.get("role_arn"):
+        roles = assumed_roles(event.get("external_id") or os.environ.get("EXTERNAL_ID") or None)
         try:
-            manager = assumed_roles(event.get("external_id") or os.environ.get("EXTERNAL_ID") or None).manager(
-                event["role_arn"]
-            )
+            manager = roles.manager(event["role_arn"])
         except ValueError as error:
             raise InvalidEvent(f"role_arn: {error}") from error
+    else:
+        manager = InventoryManager(boto3.Session(), own_account)
     regions, all_regions = event.get("regions"), event.get("all_regions")
     if regions is None and all_regions is None:
         regions = [name for name in os.environ.get("REGIONS", "").split(",") if name]
